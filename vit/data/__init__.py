@@ -1,0 +1,1 @@
+"""Files to batches: listing, decoding, augmentation and loading of pictures."""

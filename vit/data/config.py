@@ -1,0 +1,133 @@
+"""What can be set about data and augmentation. Imports no torch, so that `vit --help` answers at once."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vit.errors import ConfigError
+
+Interpolation = Literal["bicubic", "bilinear"]
+Resize = Literal["crop", "letterbox", "squash"]
+
+
+def require(holds: bool, key: str, value: object, rule: str) -> None:
+    """Raise `ConfigError` naming the key, its value and the rule it breaks."""
+    if not holds:
+        raise ConfigError(f"{key}: {rule}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a decoded picture becomes the model's input, outside training. Travels in the model file.
+
+    `crop` resizes the short side to size / crop_fraction and cuts the centre; `letterbox` fits the whole picture
+    and pads with the mean colour; `squash` ignores the aspect ratio.
+    """
+
+    size: tuple[int, int]
+    """height, width in pixels"""
+    resize: Resize = "crop"
+    crop_fraction: float = 0.875
+    interpolation: Interpolation = "bicubic"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        require(min(self.size) >= 1, "size", self.size, "must be positive")
+        require(0 < self.crop_fraction <= 1, "crop_fraction", self.crop_fraction, "must be in (0, 1]")
+        require(min(self.std) > 0, "std", self.std, "must be positive")
+
+
+@dataclass
+class DataConfig:
+    """Which pictures, and how they become batches."""
+
+    batch_size: int = 64
+    """pictures per device and step"""
+    workers: int = -1
+    """processes that decode pictures; -1 takes one a core (at most 8), 0 decodes in the main process"""
+    val_fraction: float = 0.2
+    """share of each class held out for validation when DATA has no val folder"""
+    test_fraction: float = 0.0
+    """share of each class held out for a final test when DATA has no test folder"""
+    resize: Resize = "crop"
+    """how pictures of another shape are fitted when not training"""
+    crop_fraction: float = 0.875
+    """share of the resized short side that the centre crop keeps (resize: crop)"""
+    interpolation: Interpolation = "bicubic"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """mean colour of the pictures, red, green, blue in 0..1"""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """standard deviation of the colours"""
+    balanced: bool = False
+    """draw every class equally often"""
+    repeats: int = 1
+    """copies of each drawn picture in an epoch's order, each augmented differently (repeated augmentation)"""
+    max_pixels: int = 100_000_000
+    """pictures with more pixels than this are refused from their header"""
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, "data.batch_size", self.batch_size, "must be at least 1")
+        require(self.workers >= -1, "data.workers", self.workers, "must be -1 (automatic), 0 or more")
+        require(0 < self.val_fraction < 1, "data.val_fraction", self.val_fraction, "must be between 0 and 1")
+        require(0 <= self.test_fraction < 1, "data.test_fraction", self.test_fraction, "must be in [0, 1)")
+        require(
+            self.val_fraction + self.test_fraction < 1,
+            "data.val_fraction + data.test_fraction",
+            self.val_fraction + self.test_fraction,
+            "must leave pictures to train on",
+        )
+        require(0 < self.crop_fraction <= 1, "data.crop_fraction", self.crop_fraction, "must be in (0, 1]")
+        require(min(self.std) > 0, "data.std", self.std, "must be positive")
+        require(self.repeats >= 1, "data.repeats", self.repeats, "must be at least 1")
+        require(self.max_pixels >= 1, "data.max_pixels", self.max_pixels, "must be positive")
+
+
+@dataclass
+class AugmentConfig:
+    """How training pictures are varied. Every draw is a function of (seed, epoch, index)."""
+
+    crop: Literal["random-resized", "pad", "none"] = "random-resized"
+    """random-resized: a random part, resized; pad: resized, padded by an eighth, cropped back; none: as evaluated"""
+    crop_scale: tuple[float, float] = (0.35, 1.0)
+    """area of the random part, as a share of the picture"""
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
+    """aspect ratio (width / height) of the random part"""
+    flip: float = 0.5
+    """probability of a left-right flip"""
+    vertical_flip: float = 0.0
+    """probability of an upside-down flip"""
+    color_jitter: float = 0.0
+    """strength of random brightness, contrast and saturation"""
+    policy: Literal["none", "randaugment", "trivialaugment", "three-augment"] = "none"
+    """randaugment (Cubuk 2020), trivialaugment (Mueller 2021), three-augment (DeiT III, Touvron 2022)"""
+    policy_ops: int = 2
+    """operations a picture (randaugment)"""
+    policy_magnitude: float = 9.0
+    """strength of the operations, 0 to 10 (randaugment)"""
+    erase: float = 0.0
+    """probability of erasing a random rectangle"""
+    mixup: float = 0.0
+    """alpha of MixUp's Beta(alpha, alpha); 0 is off"""
+    cutmix: float = 0.0
+    """alpha of CutMix's Beta(alpha, alpha); 0 is off"""
+    mix_probability: float = 1.0
+    """share of batches that are mixed"""
+    mix_switch: float = 0.5
+    """share of mixed batches that take CutMix when both are on"""
+    mix_off_epochs: int = 0
+    """last epochs in which nothing is mixed"""
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        require(0 < low <= high <= 1, "augment.crop_scale", self.crop_scale, "must rise within (0, 1]")
+        low, high = self.crop_ratio
+        require(0 < low <= high, "augment.crop_ratio", self.crop_ratio, "must rise and be positive")
+        for name in ("flip", "vertical_flip", "erase", "mix_probability", "mix_switch"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"augment.{name}", value, "must be a probability in [0, 1]")
+        require(self.color_jitter >= 0, "augment.color_jitter", self.color_jitter, "must not be negative")
+        require(self.policy_ops >= 1, "augment.policy_ops", self.policy_ops, "must be at least 1")
+        require(0 <= self.policy_magnitude <= 10, "augment.policy_magnitude", self.policy_magnitude, "must be 0 to 10")
+        require(self.mixup >= 0, "augment.mixup", self.mixup, "must not be negative")
+        require(self.cutmix >= 0, "augment.cutmix", self.cutmix, "must not be negative")
+        require(self.mix_off_epochs >= 0, "augment.mix_off_epochs", self.mix_off_epochs, "must not be negative")

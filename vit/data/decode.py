@@ -1,0 +1,234 @@
+"""From a picture file to upright 8-bit RGB pixels: the one decoder behind every command.
+
+Baseline and progressive JPEG in RGB or grey goes through libjpeg-turbo (simplejpeg), everything else through Pillow.
+Both give the same pixels, value for value. Colour profiles are not applied.
+"""
+
+import io
+import os
+import re
+import stat
+import warnings
+from collections.abc import Callable
+from typing import BinaryIO
+
+import numpy as np
+import simplejpeg
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+    features,
+)
+
+from vit.errors import UnreadableImage
+
+_ALWAYS = ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm".split()
+IMAGE_SUFFIXES: frozenset[str] = frozenset(_ALWAYS + ([".avif"] if features.check("avif") else []))
+"""endings of picture files, in lower case and with the dot"""
+
+# The formats that are read at all, by how a file begins. Pillow's `Image.open` is left aside: it would try decoders
+# that nobody asked for, and it refuses large pictures by a limit of its own, kept in a global variable.
+_READERS: tuple[tuple[re.Pattern[bytes], Callable[[BinaryIO], Image.Image]], ...] = (
+    (re.compile(rb"\xff\xd8\xff"), JpegImagePlugin.JpegImageFile),
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImagePlugin.WebPImageFile),
+    (re.compile(rb"GIF8[79]a"), GifImagePlugin.GifImageFile),
+    (re.compile(rb"BM"), BmpImagePlugin.BmpImageFile),
+    (re.compile(rb"II[*+]\x00|MM\x00[*+]"), TiffImagePlugin.TiffImageFile),
+    (re.compile(rb"P[1-6]\s"), PpmImagePlugin.PpmImageFile),
+    (re.compile(rb"....ftyp(avif|avis|mif1|msf1)", re.DOTALL), AvifImagePlugin.AvifImageFile),
+)
+
+_KINDS = {
+    stat.S_IFDIR: "folder",
+    stat.S_IFIFO: "named pipe",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "character device",
+    stat.S_IFBLK: "block device",
+}
+
+# What undoes each EXIF orientation, for pixels [H, W, 3].
+_UPRIGHT: dict[object, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.transpose(1, 0, 2),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda pixels: np.rot90(pixels, 1),
+}
+
+_PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+
+
+def decode(source: str | os.PathLike[str] | bytes, max_pixels: int = 100_000_000) -> np.ndarray:
+    """Decode one picture, given as a path or as the bytes of a file, to uint8 [H, W, 3] in RGB, upright.
+
+    16 bits a channel are scaled to 8, transparency is laid over white, the first frame of an animation is taken.
+    Raises `UnreadableImage` for what is no regular file, no picture of a known format, damaged, cut short, or of more
+    than `max_pixels` pixels, which the header tells before anything is decoded. May be called from several threads.
+    """
+    name, data = ("picture in memory", source) if isinstance(source, bytes) else _read(source, max_pixels)
+    with _reasons(name):
+        image = _open(io.BytesIO(data), name, max_pixels)
+        pixels = _decode_jpeg(data) if image.format == "JPEG" and image.mode in ("RGB", "L") else None
+        if pixels is None:
+            image.load()
+            pixels = _to_rgb(image)
+        turn = _UPRIGHT.get(_orientation(image))
+        return pixels if turn is None else np.ascontiguousarray(turn(pixels))
+
+
+def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Height and width in pixels of the upright picture, from the file's header alone.
+
+    Raises `UnreadableImage` as `decode` does, though damage behind the header goes unnoticed.
+    """
+    name = os.fspath(path)
+    with _open_regular(name) as stream, _reasons(name):
+        image = _open(stream, name, max_pixels=None)
+        width, height = image.size
+        # Pillow swaps the sides of a TIFF by itself when it reads the header.
+        turned = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)
+        return (width, height) if turned else (height, width)
+
+
+class _reasons:
+    """Turns whatever a decoder raises into `UnreadableImage` for the file `name`.
+
+    Decoders meet hostile bytes, and Pillow raises nearly every kind of exception on them; all of them mean the same.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        # Pillow warns of odd metadata, once a place and without a path. The filter is added, not set for a while:
+        # `warnings.catch_warnings` exchanges the list of the whole process and is not safe among threads.
+        if warnings.filters[:1] != [_PILLOW_WARNINGS]:
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, UnreadableImage):
+            raise UnreadableImage(self.name, _reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "not enough memory to decode it"
+    text = " ".join(str(error).split()) or type(error).__name__
+    cut = isinstance(error, EOFError) or re.search(
+        r"truncated|premature end|not enough image data", text, re.IGNORECASE
+    )
+    return f"truncated: {text}" if cut else f"cannot be decoded: {text}"
+
+
+def _open_regular(name: str) -> BinaryIO:
+    """Open a regular file to read. Nothing else is opened at all: a pipe would block, a device may do anything."""
+    try:
+        mode = os.stat(name).st_mode
+        if stat.S_ISREG(mode):
+            # Without O_NONBLOCK a pipe that took the file's place since would still hang the process.
+            flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+            stream = os.fdopen(os.open(name, flags), "rb")
+            mode = os.fstat(stream.fileno()).st_mode
+            if stat.S_ISREG(mode):
+                return stream
+            stream.close()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UnreadableImage(name, (getattr(error, "strerror", None) or str(error)).lower()) from error
+    raise UnreadableImage(name, f"not a regular file ({_KINDS.get(stat.S_IFMT(mode), 'special file')})")
+
+
+def _read(path: str | os.PathLike[str], max_pixels: int) -> tuple[str, bytes]:
+    """The name and the bytes of a file that may be a picture."""
+    name = os.fspath(path)
+    with _open_regular(name) as stream:
+        try:
+            size = os.fstat(stream.fileno()).st_size
+            # A sparse file of a terabyte costs nothing to make. No picture within the limit needs that many bytes.
+            if size > 16 * max_pixels + 2**28:
+                raise UnreadableImage(name, f"{size / 2**30:.1f} GiB, too large for a picture")
+            return name, stream.read()
+        except OSError as error:
+            raise UnreadableImage(name, (error.strerror or str(error)).lower()) from error
+
+
+def _open(stream: BinaryIO, name: str, max_pixels: int | None) -> Image.Image:
+    """The picture with its header read and its pixels not yet decoded."""
+    start = stream.read(16)
+    if not start:
+        raise UnreadableImage(name, "empty file")
+    for magic, reader in _READERS:
+        if magic.match(start):
+            stream.seek(0)
+            image = reader(stream)
+            width, height = image.size
+            if max_pixels is not None and width * height > max_pixels:
+                size = f"{width} x {height} = {width * height / 1e6:.1f} Mpixel"
+                raise UnreadableImage(name, f"{size}, more than the limit of {max_pixels / 1e6:g} Mpixel")
+            return image
+    raise UnreadableImage(name, "not a picture of a known format")
+
+
+def _decode_jpeg(data: bytes) -> np.ndarray | None:
+    """The pixels of a JPEG in RGB or grey; None when Pillow has to judge the file.
+
+    libjpeg only warns when the data ends early, and fills the rest with grey; that is refused here. Other complaints,
+    as of a few stray bytes between two markers, do no harm to the picture: Pillow passes over them.
+    """
+    try:
+        return simplejpeg.decode_jpeg(data, "RGB", strict=True)
+    except ValueError as error:
+        if "premature end" in str(error).lower():
+            raise
+        return None
+
+
+def _orientation(image: Image.Image) -> object:
+    """The EXIF orientation, 1 to 8 in a sound file; 1 when the metadata cannot be read."""
+    try:
+        # The method of the base class: the one of PNG decodes the picture to look for metadata behind the pixels.
+        return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    """A loaded picture of any mode -> uint8 [H, W, 3]."""
+    if image.mode.startswith("I") or image.mode == "F":
+        grey = _grey_to_8_bit(np.asarray(image), image.info.get("transparency"))
+        return np.repeat(grey[..., None], 3, axis=-1)
+    if image.has_transparency_data:
+        coloured = image.convert("RGBA")
+        image = Image.new("RGB", image.size, "white")
+        image.paste(coloured, mask=coloured)
+    return np.array(image.convert("RGB"))
+
+
+def _grey_to_8_bit(grey: np.ndarray, transparent: object) -> np.ndarray:
+    """Grey of 16 bits, 32 bits or floating point [H, W] -> uint8 [H, W].
+
+    Integers are taken as 16 bits, of which the upper 8 are kept, as Pillow does for 16-bit colour. Floating point counts
+    from 0 to 1, or from 0 to 255 where larger values occur. Raises ValueError for anything else.
+    """
+    if grey.size and not np.isfinite(grey).all():
+        raise ValueError("pixels that are not finite numbers")
+    low, high = grey.min(), grey.max()
+    if grey.dtype.kind == "f":
+        if low < 0 or high > 255:
+            raise ValueError(f"floating point pixels from {low:g} to {high:g}, expected 0 to 1 or 0 to 255")
+        return np.rint(grey * 255 if high <= 1 else grey).astype(np.uint8)
+    if low < 0 or high > 65535:
+        raise ValueError(f"grey values from {low} to {high}, expected 0 to 65535")
+    if isinstance(transparent, int):
+        grey = np.where(grey == transparent, 65535, grey)
+    return (grey >> 8).astype(np.uint8)

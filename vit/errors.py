@@ -1,0 +1,43 @@
+"""The failures a user can mend. Their message is all that the command line shows.
+
+Every message is one to three lines, names the path or key, and says the reason in words. Anything else that is
+raised is a fault of ours and is reported as such.
+"""
+
+
+class VitError(Exception):
+    """Something the user can mend; the command ends with `exit_code`."""
+
+    exit_code = 1
+
+
+class ConfigError(VitError, ValueError):
+    """A wrong setting or a wrong use of a command."""
+
+    exit_code = 2
+
+
+class DataError(VitError):
+    """A folder, listing or file of the user's data that cannot serve."""
+
+
+class UnreadableImage(DataError):
+    """One picture that cannot be decoded. `reason` is the part of the message without the path."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{display_path(path)}: {reason}")
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["UnreadableImage"], tuple[str, str]]:
+        return UnreadableImage, (self.path, self.reason)  # it crosses from worker processes to the main one
+
+
+class ModelFileError(VitError):
+    """A model file or checkpoint that is damaged, of another kind, or not a model at all."""
+
+
+def display_path(path: object) -> str:
+    """`path` as one printable line: control characters and bytes that are no UTF-8 appear as escapes."""
+    text = str(path).encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -1,0 +1,1 @@
+"""From predictions to numbers and plots: pure functions, without Lightning, data loading or models."""

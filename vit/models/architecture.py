@@ -1,0 +1,202 @@
+"""The shapes a vision transformer can have, and the one table of named sizes. Imports no torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+from vit.errors import ConfigError
+
+Pool = Literal["class", "mean", "attention"]
+Positions = Literal["learned", "sincos", "none"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
+MLPKind = Literal["mlp", "swiglu"]
+
+
+class Size(NamedTuple):
+    """Width, number of blocks, heads, and width inside the MLP."""
+
+    dim: int
+    depth: int
+    heads: int
+    hidden: int
+
+
+SIZES: dict[str, Size] = {
+    # for pictures of 28 to 96 pixels
+    "micro": Size(96, 4, 3, 192),
+    "mini": Size(192, 6, 3, 384),
+    "lite": Size(256, 7, 4, 512),  # ViT-Lite-7 of Hassani et al. 2021, "Escaping the big data paradigm"
+    # Ti, S: Touvron et al. 2020 (DeiT); B, L, H: Dosovitskiy et al. 2020 (ViT); So400m: Alabdulmohsin et al. 2023
+    "Ti": Size(192, 12, 3, 768),
+    "S": Size(384, 12, 6, 1536),
+    "B": Size(768, 12, 12, 3072),
+    "L": Size(1024, 24, 16, 4096),
+    "H": Size(1280, 32, 16, 5120),
+    "So400m": Size(1152, 27, 16, 4304),
+}
+
+
+@dataclass(frozen=True)
+class VisionArchitecture:
+    """Everything that decides the shape of a VisionTransformer's tensors and what it computes from them."""
+
+    image_size: tuple[int, int]
+    """height, width in pixels"""
+    patch_size: tuple[int, int]
+    dim: int
+    depth: int
+    heads: int
+    hidden: int
+    """width inside the MLP"""
+    classes: int
+    """outputs of the head; 0 leaves the head out"""
+    channels: int = 3
+    class_token: bool = True
+    registers: int = 0
+    """extra tokens that belong to no patch (Darcet et al. 2023)"""
+    positions: Positions = "learned"
+    pool: Pool = "class"
+    mlp: MLPKind = "mlp"
+    activation: Activation = "gelu"
+    norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    layer_scale: float | None = None
+    """initial value of LayerScale"""
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    drop_path: float = 0.0
+    """stochastic depth: rate of the last block, rising linearly from 0"""
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "depth", "heads", "hidden", "channels"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        for name in ("classes", "registers"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
+        _require(min(self.image_size) >= 1, "image_size", self.image_size, "must be positive")
+        _require(min(self.patch_size) >= 1, "patch_size", self.patch_size, "must be positive")
+        for side, patch in zip(self.image_size, self.patch_size, strict=True):
+            rule = f"must be a multiple of the patch size {self.patch_size[0]} x {self.patch_size[1]}"
+            _require(side % patch == 0, "image_size", self.image_size, rule)
+        _require(self.dim % self.heads == 0, "heads", self.heads, f"must divide dim {self.dim}")
+        for name in ("dropout", "attention_dropout", "drop_path"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
+        _require(self.norm_eps > 0, "norm_eps", self.norm_eps, "must be positive")
+        _require(self.class_token or self.pool != "class", "pool", self.pool, "needs model.class_token")
+        if self.positions == "sincos":
+            _require(
+                self.dim % 4 == 0 and self.dim >= 8, "dim", self.dim, "must be a multiple of 4 for sincos positions"
+            )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the patches: class token, then registers."""
+        return int(self.class_token) + self.registers
+
+
+@dataclass
+class ModelConfig:
+    """Which model. Keys left at null follow from the named size."""
+
+    name: str = "auto"
+    """SIZE/PATCH: micro, mini, lite (small pictures), Ti, S, B, L, H, So400m; auto picks by the pictures' size"""
+    image_size: int | tuple[int, int] | None = None
+    """pixels, one number or [height, width]; null picks by the name and the pictures"""
+    dim: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    hidden: int | None = None
+    """width inside the MLP"""
+    class_token: bool = True
+    registers: int = 0
+    """extra tokens that belong to no patch"""
+    positions: Positions = "learned"
+    pool: Pool = "class"
+    mlp: MLPKind = "mlp"
+    activation: Activation = "gelu"
+    qk_norm: bool = False
+    layer_scale: float | None = None
+    """initial value of LayerScale; null leaves it out"""
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    drop_path: float = 0.0
+    """stochastic depth: rate of the last block"""
+    init: str | None = None
+    """start from the weights of this run folder or model file; the head is replaced when the classes differ"""
+
+    def __post_init__(self) -> None:
+        if self.name != "auto":
+            parse_name(self.name)
+        # Shapes are settled when the pictures are known; what can be refused before any file is read, is.
+        self.resolve(classes=2, picture_size=224)
+
+    def resolve(self, *, classes: int, picture_size: int) -> VisionArchitecture:
+        """The architecture for `classes` classes and pictures whose typical short side is `picture_size` pixels.
+
+        Raises ConfigError naming the key, the value and the rule it breaks.
+        """
+        name, side = pick(picture_size) if self.name == "auto" else (self.name, None)
+        size, patch = parse_name(name)
+        image_size = self.image_size if self.image_size is not None else side or _default_side(patch)
+        if isinstance(image_size, int):
+            image_size = (image_size, image_size)
+        given = {key: getattr(self, key) for key in Size._fields}
+        shape = size._replace(**{key: value for key, value in given.items() if value is not None})
+        return VisionArchitecture(
+            image_size=(image_size[0], image_size[1]),
+            patch_size=(patch, patch),
+            classes=classes,
+            class_token=self.class_token,
+            registers=self.registers,
+            positions=self.positions,
+            pool=self.pool,
+            mlp=self.mlp,
+            activation=self.activation,
+            qk_norm=self.qk_norm,
+            layer_scale=self.layer_scale,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            drop_path=self.drop_path,
+            **shape._asdict(),
+        )
+
+
+def pick(picture_size: int) -> tuple[str, int]:
+    """Name and image size in pixels for pictures whose typical short side is `picture_size` pixels."""
+    if picture_size <= 40:
+        return "mini/4", 32
+    if picture_size <= 96:
+        return "mini/8", 64
+    return "Ti/16", 224
+
+
+def parse_name(name: str) -> tuple[Size, int]:
+    """`S/16` -> the size S and the patch of 16 pixels. Raises ConfigError with the names there are."""
+    size, _, patch = name.partition("/")
+    if size not in SIZES or not patch.isdecimal() or int(patch) < 1:
+        known = ", ".join(SIZES)
+        raise ConfigError(f"model.name: must be SIZE/PATCH, like S/16, with a size of {known}; got {name!r}")
+    return SIZES[size], int(patch)
+
+
+def without_dropout(architecture: VisionArchitecture) -> VisionArchitecture:
+    """The same shape with every regularisation off."""
+    return replace(architecture, dropout=0.0, attention_dropout=0.0, drop_path=0.0)
+
+
+def _default_side(patch: int) -> int:
+    """224 pixels where the patch divides it, else the next multiple; small patches belong to small pictures."""
+    if patch < 8:
+        return 8 * patch
+    return -(-224 // patch) * patch
+
+
+def _require(holds: bool, key: str, value: object, rule: str) -> None:
+    if not holds:
+        shown = " x ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else value
+        raise ConfigError(f"model.{key}: {rule}, got {shown}")

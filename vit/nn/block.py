@@ -1,0 +1,97 @@
+"""The one block: attention to oneself, attention to a context where there is one, and an MLP, each a residual."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from vit.nn.attention import Attention
+from vit.nn.state import LayerCache, Trace
+
+
+def drop_path(x: Tensor, rate: float) -> Tensor:
+    """Stochastic depth (Huang et al. 2016): zero the whole branch of a sample with probability `rate`.
+
+    x [B, N, D] -> [B, N, D], the kept ones divided by 1 - rate, so that the expectation stays.
+    """
+    keep = torch.rand(x.shape[0], 1, 1, device=x.device) >= rate
+    return x * (keep.to(x.dtype) / (1 - rate))
+
+
+class LayerScale(nn.Module):
+    """A learned factor a channel on a residual branch (Touvron et al. 2021, CaiT): x [B, N, D] -> [B, N, D]."""
+
+    def __init__(self, dim: int, initial: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """x + attn(norm(x)), then x + cross_attn(norm(x), context) if there is one, then x + mlp(norm(x)).
+
+    Normalised before each branch (pre-norm). `norm` makes a norm of the given width; `layer_scale` is the initial
+    value of LayerScale, None leaves it out; `drop_path` the rate of stochastic depth. Without a context a block that
+    has cross-attention skips it.
+    """
+
+    def __init__(
+        self,
+        attn: Attention,
+        mlp: nn.Module,
+        *,
+        cross_attn: Attention | None = None,
+        norm: Callable[[int], nn.Module] = nn.LayerNorm,
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        dim = attn.dim
+
+        def scale() -> nn.Module:
+            return nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+
+        self.drop_path = drop_path
+        self.norm1, self.attn, self.ls1 = norm(dim), attn, scale()
+        self.cross_attn = cross_attn
+        if cross_attn is not None:
+            self.cross_norm, self.cross_ls = norm(dim), scale()
+        self.norm2, self.mlp, self.ls2 = norm(dim), mlp, scale()
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        causal: bool = False,
+        cache: LayerCache | None = None,
+        trace: Trace | None = None,
+    ) -> Tensor:
+        """x [B, N, D], context [B, M, D] -> [B, N, D]. `mask` is for x, `context_mask` for the context."""
+        if context is not None and self.cross_attn is None:
+            raise ValueError("a context was given to a block that has no cross-attention")
+        y = self.attn(
+            self.norm1(x),
+            mask=mask,
+            causal=causal,
+            cache=None if cache is None else cache.self_attention,
+            trace=None if trace is None else trace.self_attention,
+        )
+        x = x + self._drop(self.ls1(y))
+        if self.cross_attn is not None and context is not None:
+            y = self.cross_attn(
+                self.cross_norm(x),
+                context,
+                mask=context_mask,
+                cache=None if cache is None else cache.cross_attention,
+                trace=None if trace is None else trace.cross_attention,
+            )
+            x = x + self._drop(self.cross_ls(y))
+        return x + self._drop(self.ls2(self.mlp(self.norm2(x))))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return drop_path(x, self.drop_path) if self.training and self.drop_path > 0 else x
