@@ -1,7 +1,8 @@
 """What can be set about data and augmentation. Imports no torch, so that `vit --help` answers at once."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from vit.errors import ConfigError
 
@@ -30,6 +31,12 @@ class Preprocessing:
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "Preprocessing":
+        """From JSON, where tuples have become lists."""
+        values: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in fields.items()}
+        return cls(**values)
 
     def __post_init__(self) -> None:
         require(min(self.size) >= 1, "size", self.size, "must be positive")

@@ -8,8 +8,10 @@ import io
 import os
 import re
 import stat
+import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
 import numpy as np
@@ -30,8 +32,10 @@ from PIL import (
 
 from vit.errors import UnreadableImage
 
-_ALWAYS = ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm".split()
-IMAGE_SUFFIXES: frozenset[str] = frozenset(_ALWAYS + ([".avif"] if features.check("avif") else []))
+IMAGE_SUFFIXES: frozenset[str] = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
+    | ({".avif"} if features.check("avif") else set())
+)
 """endings of picture files, in lower case and with the dot"""
 
 # The formats that are read at all, by how a file begins. Pillow's `Image.open` is left aside: it would try decoders
@@ -101,33 +105,31 @@ def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         return (width, height) if turned else (height, width)
 
 
-class _reasons:
-    """Turns whatever a decoder raises into `UnreadableImage` for the file `name`.
+@contextmanager
+def _reasons(name: str) -> Iterator[None]:
+    """Turn whatever a decoder raises into `UnreadableImage` for the file `name`.
 
     Decoders meet hostile bytes, and Pillow raises nearly every kind of exception on them; all of them mean the same.
     """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        # Pillow warns of odd metadata, once a place and without a path. The filter is added, not set for a while:
-        # `warnings.catch_warnings` exchanges the list of the whole process and is not safe among threads.
-        if warnings.filters[:1] != [_PILLOW_WARNINGS]:
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, UnreadableImage):
-            raise UnreadableImage(self.name, _reason(error)) from error
+    # Pillow warns of odd metadata, once a place and without a path. The filter is added, not set for a while:
+    # `warnings.catch_warnings` exchanges the list of the whole process and is not safe among threads.
+    if warnings.filters[:1] != [_PILLOW_WARNINGS]:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+    try:
+        yield
+    except UnreadableImage:
+        raise
+    except Exception as error:
+        raise UnreadableImage(name, _reason(error)) from error
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "not enough memory to decode it"
+    if isinstance(error.__cause__, (struct.error, IndexError)):  # Pillow wraps what its parsers run into
+        return "truncated: the file ends early"
     text = " ".join(str(error).split()) or type(error).__name__
-    cut = isinstance(error, EOFError) or re.search(
-        r"truncated|premature end|not enough image data", text, re.IGNORECASE
-    )
+    cut = isinstance(error, EOFError) or re.search(r"truncated|premature end|not enough|too short", text, re.IGNORECASE)
     return f"truncated: {text}" if cut else f"cannot be decoded: {text}"
 
 
@@ -217,8 +219,8 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 def _grey_to_8_bit(grey: np.ndarray, transparent: object) -> np.ndarray:
     """Grey of 16 bits, 32 bits or floating point [H, W] -> uint8 [H, W].
 
-    Integers are taken as 16 bits, of which the upper 8 are kept, as Pillow does for 16-bit colour. Floating point counts
-    from 0 to 1, or from 0 to 255 where larger values occur. Raises ValueError for anything else.
+    Integers are taken as 16 bits, of which the upper 8 are kept, as Pillow does for 16-bit colour. Floating point
+    counts from 0 to 1, or from 0 to 255 where larger values occur. Raises ValueError for anything else.
     """
     if grey.size and not np.isfinite(grey).all():
         raise ValueError("pixels that are not finite numbers")

@@ -45,7 +45,16 @@ class Predictions:
 
 
 def classification_metrics(p: Predictions, classes: Sequence[str]) -> dict[str, Any]:
-    """Every number of the report; `classes` are the C class names by number.
+    """Every number of the report: those of `point_metrics`, and how sure they are.
+
+    `intervals`: 95 % bootstrap intervals, [low, high], from 1000 resamples of the samples. Raises as `point_metrics`.
+    """
+    points = point_metrics(p, classes)
+    return {**points, "intervals": {name: list(interval) for name, interval in _intervals(p, _pairs(p)).items()}}
+
+
+def point_metrics(p: Predictions, classes: Sequence[str]) -> dict[str, Any]:
+    """The numbers themselves, cheap enough for every epoch; `classes` are the C class names by number.
 
     - `count`, `loss` (mean cross-entropy in nats), `top1`; `top5` looks at the best min(5, C) classes, so that it is
       1 where C <= 5.
@@ -54,7 +63,6 @@ def classification_metrics(p: Predictions, classes: Sequence[str]) -> dict[str, 
     - `macro_precision`, `macro_recall`, `macro_f1`: means over the classes that occur, be it as label or as answer;
       `balanced_accuracy`: mean recall over the classes that have samples. Both as scikit-learn takes them.
     - `ece`: expected calibration error of the best class, 15 bins of equal width (Guo et al. 2017).
-    - `intervals`: 95 % bootstrap intervals, [low, high], from 1000 resamples of the samples.
 
     Raises ValueError without predictions, for class numbers outside 0..C-1, for fewer than min(5, C) classes kept a
     sample, for class names that repeat, and for losses or probabilities that are not finite.
@@ -75,7 +83,6 @@ def classification_metrics(p: Predictions, classes: Sequence[str]) -> dict[str, 
         "balanced_accuracy": float(_balanced_accuracy(tally)[0]),
         "ece": expected_calibration_error(reliability(p.probabilities[:, 0], _right(p, 1))),
         "per_class": _per_class(classes, pairs.present, precision[0], recall[0], f1[0], tally.true[0]),
-        "intervals": {name: list(interval) for name, interval in _intervals(p, pairs).items()},
     }
 
 
@@ -154,7 +161,8 @@ def _sum_by(counts: NDArray[np.int64], group: NDArray[np.int64], groups: int) ->
     """Sum the columns of `counts` [R, M] that share a `group` [M] -> [R, groups]."""
     rows = len(counts)
     flat = np.arange(rows)[:, None] * groups + group
-    return np.bincount(flat.ravel(), weights=counts.ravel(), minlength=rows * groups).reshape(rows, groups)
+    sums = np.bincount(flat.ravel(), weights=counts.ravel(), minlength=rows * groups)
+    return sums.astype(np.float64, copy=False).reshape(rows, groups)
 
 
 def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:

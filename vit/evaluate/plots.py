@@ -5,7 +5,7 @@ import os
 import textwrap
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 from vit.errors import display_path
 from vit.evaluate.calibration import ReliabilityTable, expected_calibration_error
+
+Target = str | os.PathLike[str] | IO[bytes]
+"""a path, or an open file to write to"""
 
 _NAMED = 60  # classes up to here are named along the axes, beyond they are numbered
 _COUNTED = 20  # classes up to here have their counts written into the cells
@@ -35,7 +38,7 @@ _OTHER_SCRIPTS = (  # matplotlib's own font knows no Chinese, Japanese, Korean o
 )
 
 
-def confusion_plot(matrix: NDArray[Any], classes: Sequence[str], path: str | os.PathLike[str]) -> None:
+def confusion_plot(matrix: NDArray[Any], classes: Sequence[str], path: Target) -> None:
     """Draw the confusion matrix [C, C] (rows: true class, columns: answered class) as a PNG.
 
     Colour is the share of the row, on a square-root scale so that rare confusions show; rows without samples are
@@ -54,7 +57,7 @@ def confusion_plot(matrix: NDArray[Any], classes: Sequence[str], path: str | os.
     labels = 0.08 * max(map(len, names)) if size <= _NAMED else 0.4
     figure = _figure(side + labels + 1.8, side + labels + 1.0)
     axes = figure.add_subplot()
-    colours = colormaps["cividis"].with_extremes(bad=_GREY)
+    colours = colormaps["viridis"].with_extremes(bad=_GREY)
     image = axes.imshow(shares, cmap=colours, norm=PowerNorm(0.5, 0, 1))
     if size <= _COUNTED:
         _write_counts(axes, matrix, shares)
@@ -70,7 +73,7 @@ def confusion_plot(matrix: NDArray[Any], classes: Sequence[str], path: str | os.
     _save(figure, path)
 
 
-def reliability_plot(table: ReliabilityTable, path: str | os.PathLike[str]) -> None:
+def reliability_plot(table: ReliabilityTable, path: Target) -> None:
     """Draw accuracy by confidence (Guo et al. 2017, figure 1) above the number of samples in each bin, as a PNG."""
     figure = _figure(5.6, 6.4)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
@@ -84,16 +87,16 @@ def reliability_plot(table: ReliabilityTable, path: str | os.PathLike[str]) -> N
         width,
         bottom=accuracy,
         align="edge",
-        color=(_ORANGE, 0.45),
+        facecolor="none",
         edgecolor=_ORANGE,
-        hatch="///",
-        label="distance to mean confidence",
+        hatch="////",
+        label="gap to mean confidence",
     )
-    top.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1, label="perfectly calibrated")
+    top.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1, label="calibrated")
     top.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
-    top.legend(loc="upper left", frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     error = expected_calibration_error(table)
-    top.set_title(f"Expected calibration error {error:.1%}, {table.counts.sum():,} samples".replace("%", " %"), pad=10)
+    top.set_title(f"Expected calibration error {100 * error:.1f} % (samples: {table.counts.sum():,})", pad=10)
     bottom.bar(table.edges[:-1], table.counts, np.diff(table.edges), align="edge", color=_BLUE, edgecolor="white")
     bottom.set(xlabel="confidence (probability of the answered class)", ylabel="samples")
     bottom.yaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -104,7 +107,7 @@ def reliability_plot(table: ReliabilityTable, path: str | os.PathLike[str]) -> N
     _save(figure, path)
 
 
-def gallery(pictures: Sequence[tuple[NDArray[np.uint8], str]], path: str | os.PathLike[str]) -> None:
+def gallery(pictures: Sequence[tuple[NDArray[np.uint8], str]], path: Target) -> None:
     """Draw up to 36 pictures (uint8 [H, W, 3], any sizes) in a grid, each under its caption, as a PNG.
 
     Raises ValueError for no picture, for more than 36, and for arrays of another kind.
@@ -119,13 +122,15 @@ def gallery(pictures: Sequence[tuple[NDArray[np.uint8], str]], path: str | os.Pa
     rows = math.ceil(len(pictures) / columns)
     lines = max(caption.count("\n") + 1 for caption in captions)
     figure = _figure(2.0 * columns, (1.9 + 0.15 * lines) * rows)
+    figure.set_layout_engine("constrained", h_pad=0.08, w_pad=0.05)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
     for axes, (image, _), caption in zip(grid.flat, pictures, captions, strict=False):
-        axes.imshow(image)
+        step = max(1, max(image.shape[:2]) // 600)  # large photographs are thinned: the canvas would take seconds each
+        axes.imshow(image[::step, ::step])
         axes.set_anchor("N")  # captions of a row stand on one line, whatever shape the pictures have
-        axes.set_title(caption, fontsize=8, parse_math=False)
+        axes.set_title(caption, fontsize=8, **_name_style())
     _save(figure, path)
 
 
@@ -136,23 +141,28 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+def _save(figure: Figure, path: Target) -> None:
     """Write the PNG at 150 dots an inch and empty the figure, whose parts refer to each other."""
-    installed = set(fontManager.get_font_names())
-    family = ["DejaVu Sans", *(name for name in _OTHER_SCRIPTS if name in installed)]
-    for text in figure.findobj(lambda part: hasattr(part, "set_fontfamily")):
-        text.set_fontfamily(family)
     with warnings.catch_warnings():
         # a name in a script that no font here knows shows as boxes; that is no fault to stop for
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        warnings.filterwarnings("ignore", message="Glyph .* missing from|Matplotlib currently does not support")
         figure.savefig(path, format="png", dpi=150, bbox_inches="tight", pad_inches=0.15)
     figure.clear()
+
+
+def _name_style() -> dict[str, Any]:
+    """How text that comes from the user is set: `$` is no formula, and fonts for other scripts help out."""
+    installed = set(fontManager.get_font_names())
+    return {
+        "parse_math": False,
+        "fontfamily": ["DejaVu Sans", *(name for name in _OTHER_SCRIPTS if name in installed)],
+    }
 
 
 def _shorten(text: str, width: int = 24) -> str:
     """`text` as one printable line of at most `width` characters."""
     line = display_path(text)
-    return line if len(line) <= width else line[: width - 1] + "…"
+    return line if len(line) <= width else line[: width - 9] + "…" + line[-8:]  # names often differ in their end
 
 
 def _caption(text: str) -> str:
@@ -171,15 +181,15 @@ def _confusion_side(size: int) -> float:
 def _confusion_title(matrix: NDArray[Any]) -> str:
     samples = int(matrix.sum())
     if samples == 0:
-        return "Confusion matrix, no samples"
-    return f"Confusion matrix, {samples:,} samples, {100 * np.trace(matrix) / samples:.1f} % right"
+        return "Confusion matrix (samples: 0)"
+    return f"Confusion matrix (samples: {samples:,}, right: {100 * np.trace(matrix) / samples:.1f} %)"
 
 
 def _write_counts(axes: Axes, matrix: NDArray[Any], shares: Any) -> None:
     for row, column in np.argwhere(matrix > 0):
         count = int(matrix[row, column])
         text = f"{count}" if count < 100_000 else f"{count / 1e6:.2g}M"
-        colour = "black" if shares[row, column] > 0.3 else "white"
+        colour = "black" if shares[row, column] > 0.25 else "white"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
 
 
@@ -187,5 +197,5 @@ def _name_ticks(axes: Axes, names: list[str]) -> None:
     places = range(len(names))
     size = 9 if len(names) <= _COUNTED else 7
     turn = 90 if max(map(len, names)) > 4 else 0
-    axes.set_xticks(places, names, rotation=turn, fontsize=size, parse_math=False)
-    axes.set_yticks(places, names, fontsize=size, parse_math=False)
+    axes.set_xticks(places, names, rotation=turn, fontsize=size, **_name_style())
+    axes.set_yticks(places, names, fontsize=size, **_name_style())

@@ -104,7 +104,7 @@ class ModelConfig:
     """Which model. Keys left at null follow from the named size."""
 
     name: str = "auto"
-    """SIZE/PATCH: micro, mini, lite (small pictures), Ti, S, B, L, H, So400m; auto picks by the pictures' size"""
+    """SIZE/PATCH: micro, mini, lite (small pictures), Ti, S, B, L, H, So400m; auto picks by image_size or pictures"""
     image_size: int | tuple[int, int] | None = None
     """pixels, one number or [height, width]; null picks by the name and the pictures"""
     dim: int | None = None
@@ -140,11 +140,13 @@ class ModelConfig:
 
         Raises ConfigError naming the key, the value and the rule it breaks.
         """
-        name, side = pick(picture_size) if self.name == "auto" else (self.name, None)
+        image_size = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        name, side = self.name, None
+        if name == "auto":
+            name, side = pick(picture_size if image_size is None else min(image_size))
         size, patch = parse_name(name)
-        image_size = self.image_size if self.image_size is not None else side or _default_side(patch)
-        if isinstance(image_size, int):
-            image_size = (image_size, image_size)
+        if image_size is None:
+            image_size = (side or _default_side(patch),) * 2
         given = {key: getattr(self, key) for key in Size._fields}
         shape = size._replace(**{key: value for key, value in given.items() if value is not None})
         return VisionArchitecture(

@@ -4,6 +4,7 @@ Letters: B batch, C channels, H W height and width in pixels, N patches, P prefi
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -27,7 +28,7 @@ from vit.nn import (
     sincos_2d,
 )
 
-ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu}
 
 
 class VisionTransformer(Transformer):
@@ -36,6 +37,8 @@ class VisionTransformer(Transformer):
     Parameter names are timm's. `forward` is `head(features(images))`; `encode` gives the tokens that a decoder
     attends to.
     """
+
+    sincos: Tensor
 
     def __init__(self, architecture: VisionArchitecture) -> None:
         a = architecture
@@ -90,7 +93,9 @@ class VisionTransformer(Transformer):
     def reset_head(self, classes: int) -> None:
         """Replace the head by a fresh one with `classes` outputs (0: none)."""
         self.architecture = replace(self.architecture, classes=classes)
-        self.head = nn.Linear(self.architecture.dim, classes) if classes else nn.Identity()
+        like = self.norm.weight  # the head belongs where the rest of the model is
+        dim = self.architecture.dim
+        self.head = nn.Linear(dim, classes, device=like.device, dtype=like.dtype) if classes else nn.Identity()
         if isinstance(self.head, nn.Linear):
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
@@ -112,13 +117,13 @@ class VisionTransformer(Transformer):
         if a.positions == "learned":
             return x + resample_positions(self.pos_embed, a.grid, grid, prefix=a.prefix)
         if a.positions == "sincos":
-            fixed = self.sincos if grid == a.grid else sincos_2d(*grid, a.dim)[None].to(x.device)
-            return torch.cat([x[:, : a.prefix], x[:, a.prefix :] + fixed.to(x.dtype)], dim=1)
+            fixed = self.sincos if grid == a.grid else sincos_2d(*grid, a.dim)[None].to(self.sincos)
+            return torch.cat([x[:, : a.prefix], x[:, a.prefix :] + fixed], dim=1)  # fp32 under autocast, like learned
         return x
 
 
 def _blocks(a: VisionArchitecture, norm: partial[nn.LayerNorm]) -> list[Block]:
-    rates = torch.linspace(0, a.drop_path, a.depth).tolist()
+    rates = torch.linspace(0, a.drop_path, a.depth, device="cpu").tolist()  # numbers, also under a meta device
     return [Block(_attention(a), _mlp(a), norm=norm, layer_scale=a.layer_scale, drop_path=rate) for rate in rates]
 
 

@@ -17,7 +17,8 @@ def sincos_1d(length: int, dim: int) -> Tensor:
 def sincos_2d(rows: int, columns: int, dim: int) -> Tensor:
     """Fixed positions of a grid, [rows * columns, dim]: sine, cosine of the column, then of the row.
 
-    As in MoCo v3 (Chen et al. 2021) and "Better plain ViT baselines" (Beyer et al. 2022).
+    Order as in MoCo v3 (Chen et al. 2021); frequencies from 1 to 1/10000, both included, as in "Better plain ViT
+    baselines" (Beyer et al. 2022).
     """
     if dim % 4 or dim < 8:
         raise ValueError(f"2-D sine positions need a dim that 4 divides, at least 8, got {dim}")

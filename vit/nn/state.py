@@ -36,15 +36,16 @@ class Record:
         -> fp32 [B, len(heads), len(queries), M]. `chunk` queries are worked on at a time, which bounds the memory
         beyond the result itself.
         """
-        head_index = torch.tensor(_chosen(heads, self.q.shape[1], "head"), device=self.q.device)
-        query_index = torch.tensor(_chosen(queries, self.q.shape[2], "query"), device=self.q.device)
+        device = self.q.device
+        head_index = torch.tensor(_chosen(heads, self.q.shape[1], "head"), dtype=torch.long, device=device)
+        query_index = torch.tensor(_chosen(queries, self.q.shape[2], "query"), dtype=torch.long, device=device)
         n, m = self.q.shape[2], self.k.shape[2]
         q, k = self.q[:, head_index], self.k[:, head_index]
         rows = []
         for part in query_index.split(chunk):
             mask = None if self.mask is None else _mask_part(self.mask, head_index, part)
             if self.causal:
-                triangle = causal_mask(n, m, q.device)[part]
+                triangle = causal_mask(n, m, device)[part]
                 mask = triangle if mask is None else mask & triangle
             rows.append(attention_weights(q[:, :, part], k, mask=mask))
         return torch.cat(rows, dim=2)

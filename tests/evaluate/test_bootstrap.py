@@ -1,0 +1,92 @@
+"""Bootstrap intervals against the normal approximation and the coverage they promise."""
+
+import numpy as np
+import pytest
+
+from vit.evaluate.bootstrap import bootstrap_interval
+
+
+def share(counts: np.ndarray) -> np.ndarray:
+    """Share of the second of two outcomes."""
+    return counts[:, 1] / counts.sum(axis=1)
+
+
+@pytest.mark.parametrize(("right", "samples"), [(800, 1000), (50, 100), (9000, 10_000)])
+def test_the_interval_of_a_binomial_is_close_to_the_normal_approximation(right: int, samples: int) -> None:
+    rate = right / samples
+    error = np.sqrt(rate * (1 - rate) / samples)
+    interval = bootstrap_interval(np.array([samples - right, right]), share, seed=0, resamples=4000)
+    # 4000 draws place an end to about 0.04 errors, whole samples to at most 0.2
+    np.testing.assert_allclose(interval, [rate - 1.96 * error, rate + 1.96 * error], atol=0.35 * error)
+
+
+def test_the_interval_covers_the_true_rate_as_often_as_it_says() -> None:
+    random = np.random.default_rng(7)
+    covered = 0
+    for trial in range(400):
+        right = random.binomial(400, 0.7)
+        low, high = bootstrap_interval(np.array([400 - right, right]), share, seed=trial, resamples=400)
+        covered += low <= 0.7 <= high
+    assert 0.92 < covered / 400 < 0.98  # 0.95, standard deviation 0.011
+
+
+def test_single_samples_and_summed_counts_agree() -> None:
+    values = np.repeat([0.0, 1.0], [300, 700])
+    single = bootstrap_interval(np.ones(1000), lambda counts: counts @ values / 1000, seed=1)
+    summed = bootstrap_interval(np.array([300, 700]), share, seed=2)
+    np.testing.assert_allclose(single, summed, atol=0.4 * np.sqrt(0.21 / 1000))
+
+
+def test_a_higher_level_gives_a_wider_interval() -> None:
+    counts = np.array([40, 60])
+    narrow = bootstrap_interval(counts, share, seed=0, level=0.5)
+    wide = bootstrap_interval(counts, share, seed=0, level=0.99)
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+def test_the_seed_decides_the_interval() -> None:
+    values = np.random.default_rng(0).normal(size=300)
+
+    def interval(seed: int) -> tuple[float, float]:
+        return bootstrap_interval(np.ones(300), lambda counts: counts @ values / 300, seed=seed)
+
+    assert interval(4) == interval(4)
+    assert interval(4) != interval(5)
+
+
+def test_drawing_in_chunks_gives_the_same_interval_as_drawing_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = np.arange(1, 31)
+    values = np.linspace(0, 1, 30)
+    rows_seen: list[int] = []
+
+    def mean(drawn: np.ndarray) -> np.ndarray:
+        rows_seen.append(len(drawn))
+        return drawn @ values
+
+    at_once = bootstrap_interval(counts, mean, seed=0, resamples=100)
+    monkeypatch.setattr("vit.evaluate.bootstrap._COUNTS_AT_ONCE", 210)
+    in_chunks = bootstrap_interval(counts, mean, seed=0, resamples=100)
+    assert rows_seen == [100] + [7] * 14 + [2]
+    assert in_chunks == pytest.approx(at_once)
+
+
+def test_every_resample_has_as_many_samples_as_the_original() -> None:
+    sizes: list[np.ndarray] = []
+
+    def keep(drawn: np.ndarray) -> np.ndarray:
+        sizes.append(drawn.sum(axis=1))
+        return drawn[:, 0] / 17
+
+    bootstrap_interval(np.array([5, 0, 12]), keep, seed=0, resamples=50)
+    assert np.concatenate(sizes).tolist() == [17] * 50
+
+
+@pytest.mark.parametrize("counts", [[], [0, 0], [3, -1]])
+def test_counts_without_samples_are_refused(counts: list[int]) -> None:
+    with pytest.raises(ValueError, match="a bootstrap needs at least one sample"):
+        bootstrap_interval(np.array(counts), share, seed=0)
+
+
+def test_a_level_that_is_no_share_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"level must be in \(0, 1\) and resamples positive, got 95 and 1000"):
+        bootstrap_interval(np.array([1, 1]), share, seed=0, level=95)

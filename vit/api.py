@@ -1,0 +1,121 @@
+"""The Python face of the project: `vit.load(path)` and what it returns."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vit.data.config import Preprocessing
+from vit.data.decode import decode
+from vit.data.normalise import Normalise
+from vit.data.transforms import EvaluationTransform
+from vit.models.file import Weights, build_network, load_model
+from vit.models.vision import VisionTransformer
+
+Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
+"""a file, or a picture of any size in memory"""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest classes of one picture, best first."""
+
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+class Classifier:
+    """A trained network with what it needs to read pictures and to name classes.
+
+    Wherever images are asked for: one or a list of paths, PIL images, or uint8 arrays [H, W, 3]; uint8 tensors
+    [3, H, W] or [B, 3, H, W]; or a float tensor [B, 3, H, W] that is already preprocessed.
+    """
+
+    def __init__(
+        self, network: VisionTransformer, classes: Sequence[str], preprocessing: Preprocessing, device: str = "cpu"
+    ) -> None:
+        self.network = network.to(device).eval()
+        self.classes = tuple(classes)
+        self.preprocessing = preprocessing
+        self.device = torch.device(device)
+        self.transform = EvaluationTransform(preprocessing)
+        self.normalise = Normalise(preprocessing).to(device)
+
+    def predict(self, images: Picture | Sequence[Picture], *, top: int = 5, batch_size: int = 32) -> list[Prediction]:
+        """The `top` likeliest classes of every image. Raises UnreadableImage for a file that cannot be decoded."""
+        predictions = []
+        with torch.inference_mode():
+            for batch in self._batches(images, batch_size):
+                probabilities = self.network(batch).float().softmax(dim=1)
+                predictions += self.named(probabilities, top)
+        return predictions
+
+    def features(self, images: Picture | Sequence[Picture], *, batch_size: int = 32) -> Tensor:
+        """One vector a picture [B, D], fp32 on the CPU: what the head sees."""
+        with torch.inference_mode():
+            parts = [self.network.features(batch).float().cpu() for batch in self._batches(images, batch_size)]
+        return torch.cat(parts) if parts else torch.empty(0, self.network.architecture.dim)
+
+    def named(self, probabilities: Tensor, top: int) -> list[Prediction]:
+        """probabilities [B, classes] -> the `top` likeliest by name."""
+        values, indices = probabilities.topk(min(top, len(self.classes)), dim=1)
+        return [
+            Prediction(tuple(self.classes[i] for i in row), tuple(chances))
+            for row, chances in zip(indices.tolist(), values.tolist(), strict=True)
+        ]
+
+    def prepare(self, image: Picture) -> Tensor:
+        """One picture of any size and kind -> uint8 [3, H, W] of the model's size."""
+        return torch.from_numpy(self.transform(_as_array(image))).permute(2, 0, 1)
+
+    def _batches(self, images: Any, batch_size: int) -> Iterator[Tensor]:
+        if isinstance(images, Tensor) and images.is_floating_point():
+            yield from images.to(self.device).split(batch_size)
+            return
+        if isinstance(images, Tensor) and images.dim() == 4:
+            images = list(images)
+        pictures = [images] if _is_one(images) else list(images)
+        for start in range(0, len(pictures), batch_size):
+            batch = torch.stack([self.prepare(picture) for picture in pictures[start : start + batch_size]])
+            yield self.normalise(batch.to(self.device))
+
+
+def load(path: str | Path, *, weights: Weights | None = None, device: str | None = None) -> Classifier:
+    """Load a run folder, a `.safetensors` model file or a `.ckpt`.
+
+    `weights` chooses the averaged (`ema`) or the `raw` ones; None takes the averaged where there are any. `device`
+    None takes a GPU if there is one. Raises ModelFileError saying what is wrong with the file.
+    """
+    model = load_model(Path(path))
+    network = build_network(model, weights, source=path)
+    return Classifier(network, model.classes, Preprocessing.from_json(model.preprocessing), device or best_device())
+
+
+def best_device() -> str:
+    """`cuda` or `mps` where there is one, else `cpu`."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _is_one(images: Any) -> bool:
+    return isinstance(images, str | Path | Image.Image | Tensor) or (
+        isinstance(images, np.ndarray) and images.ndim == 3
+    )
+
+
+def _as_array(image: Picture) -> np.ndarray:
+    """Any picture -> uint8 [H, W, 3]."""
+    if isinstance(image, str | Path):
+        return decode(image)
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    array: np.ndarray = image.permute(1, 2, 0).cpu().numpy() if isinstance(image, Tensor) else image
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise ValueError(f"a picture must be uint8 [H, W, 3], got {array.dtype} {list(array.shape)}")
+    return array

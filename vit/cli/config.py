@@ -1,0 +1,144 @@
+"""YAML files and `--part.key value` overrides, composed into one `Config`.
+
+Files are read in their order, later ones win; overrides win over files wherever they stand. A YAML holds plain
+values for keys that exist: it is turned into `--part.key=value` words and goes the way of the command line, so
+nothing in it can name code. Unknown keys are refused with the nearest one that exists.
+"""
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from vit.errors import ConfigError
+from vit.tasks.config import Config
+
+_PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null")}
+
+
+def leaf_keys(part: type = Config, prefix: str = "") -> list[str]:
+    """Every key that can be set, dotted: `optim.lr`."""
+    keys = []
+    for field in fields(part):
+        if isinstance(field.type, type) and is_dataclass(field.type):
+            keys += leaf_keys(field.type, f"{prefix}{field.name}.")
+        else:
+            keys.append(prefix + field.name)
+    return keys
+
+
+def config_parser() -> ArgumentParser:
+    """Takes `--part.key=value` for every key of `Config`."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(exit_on_error=False, add_help=False, usage="", default_env=False)
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def compose(files: list[str], overrides: list[str]) -> Config:
+    """The configuration of YAML files, then `--part.key=value` words. Raises ConfigError with the key in it."""
+    words = [word for file in files for word in yaml_words(Path(file))]
+    parser = config_parser()
+    try:
+        namespace = parser.parse_args(words + _checked(overrides))
+        return Config(**parser.instantiate(namespace).as_dict())
+    except ConfigError:
+        raise
+    except Exception as error:  # jsonargparse raises several kinds
+        raise ConfigError(_in_one_line(error)) from error
+
+
+def yaml_words(path: Path) -> list[str]:
+    """A YAML file as `--part.key=value` words. Raises ConfigError naming file and line."""
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise ConfigError(f"--config {path}: {reason}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    if root is None:
+        return []
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigError(f"{path}: expected keys and values, such as `optim:` with `lr: 0.001` below it")
+    return [f"--{key}={value}" for key, value in _leaves(root, "", path)]
+
+
+def _leaves(node: yaml.MappingNode, prefix: str, path: Path) -> Iterator[tuple[str, str]]:
+    known = leaf_keys()
+    seen = set()
+    for key_node, value in node.value:
+        key = f"{prefix}{key_node.value}"
+        where = f"{path}:{key_node.start_mark.line + 1}"
+        if key in seen:
+            raise ConfigError(f"{where}: key {key} stands twice")
+        seen.add(key)
+        if isinstance(value, yaml.MappingNode) and any(name.startswith(key + ".") for name in known):
+            yield from _leaves(value, key + ".", path)
+        elif key in known:
+            yield key, _value_text(value, key, where)
+        else:
+            raise ConfigError(f"{where}: unknown key {key}{_nearest(key)}")
+
+
+def _value_text(node: yaml.Node, key: str, where: str) -> str:
+    """A scalar as it was written, a list in brackets."""
+    if node.tag not in _PLAIN_TAGS:
+        raise ConfigError(f"{where}: {key} has the tag {node.tag}; only plain values are read")
+    if isinstance(node, yaml.ScalarNode):
+        return "null" if node.tag.endswith(":null") else str(node.value)
+    if isinstance(node, yaml.SequenceNode):
+        return "[" + ", ".join(_value_text(item, key, where) for item in node.value) + "]"
+    raise ConfigError(f"{where}: {key} takes one value, not keys below it")
+
+
+def _checked(overrides: list[str]) -> list[str]:
+    """`--key value` and `--key=value` words as `--key=value`; unknown keys are refused."""
+    known = set(leaf_keys())
+    words = []
+    rest = iter(overrides)
+    for word in rest:
+        key, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or key not in known:
+            raise ConfigError(f"unknown option {word.partition('=')[0]}{_nearest(key, '--')}")
+        if not equals:
+            try:
+                value = next(rest)
+            except StopIteration:
+                raise ConfigError(f"{word}: a value is missing") from None
+        words.append(f"--{key}={value}")
+    return words
+
+
+def _nearest(key: str, dashes: str = "") -> str:
+    known = leaf_keys()
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if not near:  # the right name under the wrong part
+        near = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]][:1]
+    return f"; did you mean {dashes}{near[0]}?" if near else ""
+
+
+def _in_one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    for noise in ("Parser key ", "typing."):
+        text = text.replace(noise, "")
+    return text.replace("<class '", "").replace("'>", "").replace('": Expected a ', ": expected a ").lstrip('"')
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration as YAML that `--config` reads back to the same."""
+    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value

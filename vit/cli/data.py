@@ -1,0 +1,65 @@
+"""`vit data`: look through a data set, or make the small default one."""
+
+import argparse
+import json
+import sys
+
+_PROGRESS_EVERY = 100  # pictures
+
+
+def main(argv: list[str]) -> int:
+    """Run `vit data` with the words after it; returns the exit code. Exits with 2 on wrong use, raises `VitError`."""
+    arguments = _parser().parse_args(argv)
+    if arguments.command == "check":
+        return _check(arguments.data, arguments.json)
+    return _make_digits(arguments.out)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("vit data", description="Look through a data set, or make the small default one.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="check|make")
+    check = commands.add_parser(
+        "check",
+        help="decode every picture, find copies, gaps and leaks between splits",
+        description="Decode every picture; find unreadable files, copies, leaks between splits and lopsided classes. "
+        "Changes nothing. The exit code is 1 when something must be mended.",
+    )
+    check.add_argument("data", metavar="DATA", help="a folder of class folders, or a .csv or .jsonl list")
+    check.add_argument("--json", action="store_true", help="print the report as JSON")
+    make = commands.add_parser("make", help="make a data set", description="Make a data set.")
+    sets = make.add_subparsers(dest="set", required=True, metavar="digits")
+    digits = sets.add_parser(
+        "digits",
+        help="1 797 handwritten digits, 32 x 32 pixels",
+        description="Write 1 797 handwritten digits of 32 x 32 pixels to OUT/train and OUT/val. Needs scikit-learn.",
+    )
+    digits.add_argument("out", metavar="OUT", help="a new or empty folder")
+    return parser
+
+
+def _check(data: str, as_json: bool) -> int:
+    from vit.data.check import check, report_lines
+
+    report = check(data, progress=_show_progress if sys.stderr.isatty() else None)
+    if as_json:
+        print(json.dumps(report.as_json(), indent=2))
+    else:
+        print("\n".join(report_lines(report)))
+    return 1 if report.must_mend else 0
+
+
+def _show_progress(done: int, count: int) -> None:
+    if done % _PROGRESS_EVERY == 0 or done == count:
+        end = "\r\033[K" if done == count else ""  # the line goes when the work is done
+        print(f"\r{done} of {count} pictures{end}", end="", file=sys.stderr, flush=True)
+
+
+def _make_digits(out: str) -> int:
+    from vit.data.digits import make_digits
+    from vit.errors import display_path
+
+    if make_digits(out):
+        print(f"wrote 1797 pictures of 10 classes to {display_path(out)}")
+    else:
+        print(f"{display_path(out)} has all 1797 pictures already; nothing was changed")
+    return 0

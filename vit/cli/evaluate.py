@@ -1,0 +1,227 @@
+"""`vit evaluate MODEL DATA`."""
+
+import argparse
+import contextlib
+import csv
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vit.data.config import DataConfig, Preprocessing
+from vit.errors import DataError, display_path
+from vit.files import whole_file, write_text
+from vit.tasks.config import Config, TrainConfig
+
+if TYPE_CHECKING:
+    from vit.data.folders import Listing, Sample
+    from vit.tasks.rows import Gathered
+
+log = logging.getLogger("vit")
+
+
+def main(argv: list[str]) -> int:
+    """Parse, then evaluate. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="vit evaluate", description="Honest numbers of a trained model.")
+    parser.add_argument("model", metavar="MODEL", help="run folder, .safetensors model file or .ckpt")
+    parser.add_argument("data", metavar="DATA", help="folder of classes, or with test/ or val/ of such, or a list")
+    parser.add_argument("--out", help="folder for the report (default: evaluation/ in the run folder, or here)")
+    parser.add_argument("--split", choices=("train", "val", "test"), help="default: test if there is one, else val")
+    parser.add_argument("--weights", choices=("ema", "raw"), help="averaged or raw weights (default: averaged if any)")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=-1, help="processes that decode pictures (-1: one a core)")
+    parser.add_argument("--accelerator", choices=("auto", "cpu", "gpu", "mps"), default="auto")
+    parser.add_argument("--devices", default="auto")
+    parser.add_argument("--strategy", default="auto")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32")
+    options = parser.parse_args(argv)
+    config = Config(
+        data=DataConfig(batch_size=options.batch_size, workers=options.workers),
+        train=TrainConfig(
+            accelerator=options.accelerator,
+            devices=options.devices,
+            strategy=options.strategy,
+            precision=options.precision,
+        ),
+    )
+    return evaluate(options.model, options.data, config, out=options.out, split=options.split, weights=options.weights)
+
+
+def evaluate(
+    model: str, data: str, config: Config, *, out: str | None = None, split: str | None = None, weights: Any = None
+) -> int:
+    """Evaluate `model` on the pictures of `data`; the report goes to `out`. Returns the exit code."""
+    from vit.data.folders import list_evaluation
+    from vit.models.file import build_network, load_model
+
+    file = load_model(Path(model))
+    network = build_network(file, weights, source=model)
+    listing = list_evaluation(data, file.classes, split=split)
+    from vit.cli.quiet import quiet_lightning
+
+    quiet_lightning()
+    from vit.data.module import ImageFolderData
+    from vit.tasks.classify import Classify
+    from vit.tasks.run import make_trainer
+
+    (name, samples), *_ = listing.splits.items()
+    preprocessing = Preprocessing.from_json(file.preprocessing)
+    task = Classify(network, file.classes, preprocessing, config)
+    trainer = make_trainer(config, run=None)
+    loaders = ImageFolderData(replace(listing, splits={"test": samples}), config.data, config.augment, preprocessing, 0)
+    started = time.perf_counter()
+    trainer.test(task, datamodule=loaders, verbose=False)
+    seconds = time.perf_counter() - started
+    if trainer.is_global_zero:
+        folder = Path(out) if out else (Path(model) if Path(model).is_dir() else Path()) / "evaluation"
+        facts = {
+            "model": str(model),
+            "weights": weights or ("raw" if file.ema is None else "ema"),
+            "data": str(data),
+            "split": name,
+            "images_per_second": round(len(task.gathered.indices) / seconds, 1),
+        }
+        facts["trained_on"] = _trained_on(Path(model), samples)
+        _report(folder, facts, task.gathered, samples, file.classes, listing, preprocessing)
+    return 0
+
+
+def _trained_on(run: Path, samples: "list[Sample]") -> int:
+    """How many of the pictures the run was trained on, by its split.csv; 0 where that is not known."""
+    if not (run / "split.csv").is_file():
+        return 0
+    with (run / "split.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        trained = {row["path"] for row in csv.DictReader(file) if row["split"] == "train"}
+    return sum(sample.path in trained for sample in samples)
+
+
+def _report(
+    folder: Path,
+    facts: dict[str, Any],
+    gathered: "Gathered",
+    samples: "list[Sample]",
+    classes: list[str],
+    listing: "Listing",
+    preprocessing: Preprocessing,
+) -> None:
+    """Write metrics.json, predictions.csv, confusion.csv and the pictures; print the summary."""
+    from vit.evaluate.calibration import reliability
+    from vit.evaluate.classification import classification_metrics, confusion_matrix
+    from vit.evaluate.plots import confusion_plot, reliability_plot
+
+    p = gathered.predictions
+    if not len(p.labels):
+        raise DataError(f"{display_path(facts['data'])}: none of the {len(samples)} pictures could be read")
+    metrics = classification_metrics(p, classes)
+    left_out = [{"path": o.path, "reason": o.reason} for o in listing.left_out]
+    unreadable = [{"path": samples[i].path, "reason": reason} for i, reason in gathered.failures]
+    counts = {"unreadable": unreadable, "left_out": left_out, "unknown_classes": listing.unknown}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "metrics.json", json.dumps({**facts, **metrics, **counts}, indent=1) + "\n")
+    _write_predictions(folder / "predictions.csv", gathered, samples, classes)
+    matrix = confusion_matrix(p, len(classes))
+    _write_matrix(folder / "confusion.csv", matrix, classes)
+    confusion_plot(matrix, classes, folder / "confusion.png")
+    table = reliability(p.probabilities[:, 0], p.top[:, 0] == p.labels)
+    reliability_plot(table, folder / "reliability.png")
+    mistakes = _draw_mistakes(folder / "mistakes.png", gathered, samples, classes, preprocessing)
+    _print_summary(folder, facts, metrics, unreadable, listing, mistakes)
+
+
+def _write_predictions(path: Path, gathered: "Gathered", samples: "list[Sample]", classes: list[str]) -> None:
+    """A row a picture, the unreadable ones with their reason."""
+    p = gathered.predictions
+    kept = p.top.shape[1]
+    names = [f"{what}{i}" for i in range(1, kept + 1) for what in ("class", "probability")]
+    with _table(path) as table:
+        table.writerow(["path", "label", "correct", "loss", "error", *names])
+        for row, index in enumerate(gathered.indices):
+            likeliest = zip(p.top[row], p.probabilities[row], strict=True)
+            cells = [value for answer, chance in likeliest for value in (classes[answer], f"{chance:.6f}")]
+            sample, right = samples[index], int(p.top[row, 0] == p.labels[row])
+            table.writerow([sample.path, classes[sample.label], right, f"{p.losses[row]:.6f}", "", *cells])
+        for index, reason in gathered.failures:
+            sample = samples[index]
+            table.writerow([sample.path, classes[sample.label], "", "", reason, *[""] * len(names)])
+
+
+def _write_matrix(path: Path, matrix: Any, classes: list[str]) -> None:
+    """Rows: true class; columns: answered class."""
+    with _table(path) as table:
+        table.writerow(["true class", *classes])
+        table.writerows([name, *row] for name, row in zip(classes, matrix.tolist(), strict=True))
+
+
+@contextlib.contextmanager
+def _table(path: Path) -> Iterator[Any]:
+    """A CSV writer whose file appears whole."""
+    with (
+        whole_file(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as f,
+    ):
+        yield csv.writer(f)
+
+
+def _draw_mistakes(
+    path: Path, gathered: "Gathered", samples: "list[Sample]", classes: list[str], preprocessing: Preprocessing
+) -> int:
+    """The wrong answers of highest loss, as the model saw them. Returns how many wrong answers there are in all."""
+    import numpy as np
+
+    from vit.data.decode import decode
+    from vit.data.transforms import EvaluationTransform
+    from vit.evaluate.plots import gallery
+
+    p = gathered.predictions
+    wrong = np.flatnonzero(p.top[:, 0] != p.labels)
+    worst = wrong[np.argsort(-p.losses[wrong], kind="stable")][:36]
+    transform = EvaluationTransform(preprocessing)
+    pictures = []
+    for row in worst:
+        sample = samples[gathered.indices[row]]
+        caption = f"{classes[p.top[row, 0]]} {p.probabilities[row, 0]:.0%}\nis {classes[sample.label]}"
+        pictures.append((transform(decode(sample.path)), caption))
+    if pictures:
+        gallery(pictures, path)
+    else:
+        path.unlink(missing_ok=True)  # of an earlier report
+    return len(wrong)
+
+
+def _print_summary(
+    folder: Path,
+    facts: dict[str, Any],
+    metrics: dict[str, Any],
+    unreadable: list[dict[str, str]],
+    listing: "Listing",
+    mistakes: int,
+) -> None:
+    def share(name: str) -> str:
+        low, high = metrics["intervals"][name]
+        return f"{100 * metrics[name]:6.2f} %   (95 %: {100 * low:.2f} to {100 * high:.2f})"
+
+    log.info("pictures           %d of %s", metrics["count"], display_path(facts["data"]))
+    if facts["trained_on"]:
+        log.info("TRAINED ON         %d of them: these numbers flatter the model", facts["trained_on"])
+        held_out = display_path(Path(facts["model"]) / "split.csv")
+        log.info("                   held-out pictures: vit evaluate %s %s", display_path(facts["model"]), held_out)
+    log.info("accuracy           %s", share("top1"))
+    log.info("top-5 accuracy     %s", share("top5"))
+    log.info("balanced accuracy  %s", share("balanced_accuracy"))
+    log.info("macro F1           %s", share("macro_f1"))
+    log.info("loss               %6.4f", metrics["loss"])
+    log.info("calibration error  %6.2f %%", 100 * metrics["ece"])
+    log.info("mistakes           %d", mistakes)
+    log.info("speed              %.0f images/s", facts["images_per_second"])
+    for entry in unreadable[:20]:
+        log.info("unreadable         %s: %s", display_path(entry["path"]), entry["reason"])
+    if len(unreadable) > 20:
+        log.info("unreadable         ... %d in all", len(unreadable))
+    for left in listing.left_out[:20]:
+        log.info("left out           %s: %s", display_path(left.path), left.reason)
+    for name, count in listing.unknown.items():
+        log.info("unknown class      %s: %d pictures, not counted", display_path(name), count)
+    log.info("report             %s", display_path(folder))

@@ -1,0 +1,121 @@
+"""The command `vit`: finds the part that was asked for, and turns failures into one clear line and an exit code."""
+
+import contextlib
+import difflib
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from vit.errors import ConfigError, VitError, display_path
+
+HELP = """usage: vit COMMAND ...
+
+One transformer block, from image folders to captions.
+
+  vit train DATA              train a Vision Transformer on a folder of pictures, a folder a class
+  vit evaluate MODEL DATA     honest numbers of a trained model: accuracy, per class, calibration, worst mistakes
+  vit predict MODEL PATH...   labels for pictures, as JSON lines or CSV
+  vit data check DATA         broken files, duplicates across splits, class counts
+  vit data make digits OUT    a small data set of real handwritten digits to try things with
+  vit models                  the named sizes
+
+`vit COMMAND --help` says more. --debug shows the traceback of a failure.
+Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130 interrupted, 143 terminated.
+"""
+
+
+def run() -> None:
+    """The console script."""
+    code = main(sys.argv[1:])
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    # Worker threads of libraries must not keep a finished command from ending.
+    sys.exit(code)
+
+
+def main(argv: list[str]) -> int:
+    """Run one command. Returns the exit code; failures are one to three lines on standard error."""
+    debug = "--debug" in argv
+    argv = [word for word in argv if word != "--debug"]
+    if not argv or argv[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        from vit import __version__
+
+        print(__version__)
+        return 0
+    _log_to_stdout()
+    try:
+        return _command(argv[0])(argv[1:])
+    except VitError as error:
+        if debug:
+            raise
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        # whoever read the output has seen enough; nothing more can be written, nor need be
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        return _fail(_in_words(error), 1)
+
+
+def _command(name: str) -> Callable[[list[str]], int]:
+    """The command's function; imported only now, since `vit --help` must answer at once."""
+    if name == "train":
+        from vit.cli import train
+
+        return train.main
+    if name == "evaluate":
+        from vit.cli import evaluate
+
+        return evaluate.main
+    if name == "predict":
+        from vit.cli import predict
+
+        return predict.main
+    if name == "data":
+        from vit.cli import data
+
+        return data.main
+    if name == "models":
+        from vit.cli import models
+
+        return models.main
+    near = difflib.get_close_matches(name, ("train", "evaluate", "predict", "data", "models"), n=1)
+    raise ConfigError(
+        f"no command {display_path(name)}" + (f"; did you mean {near[0]}?" if near else "; see vit --help")
+    )
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"vit: {message}", file=sys.stderr)
+    return code
+
+
+def _in_words(error: Exception) -> str:
+    """What a user can do about an exception that is not one of ours."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
+        return "out of memory; lower data.batch_size, or set train.checkpointing true"
+    if isinstance(error, OSError) and error.errno is not None:
+        reason = "no space left on the disk" if error.errno == errno.ENOSPC else (error.strerror or "").lower()
+        return f"{display_path(error.filename)}: {reason}" if error.filename else reason
+    return f"a fault of ours: {type(error).__name__}: {text} (--debug shows where)"
+
+
+def _log_to_stdout() -> None:
+    """What commands tell goes to standard output, through the logger `vit`, so that a run's log.txt holds it too."""
+    log = logging.getLogger("vit")
+    if not log.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False

@@ -1,0 +1,139 @@
+"""`vit predict MODEL PATH...`."""
+
+import argparse
+import csv
+import json
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from vit.errors import UnreadableImage, display_path
+from vit.files import whole_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vit.api import Classifier, Prediction
+
+Record = dict[str, Any]
+
+
+def main(argv: list[str]) -> int:
+    """Parse, then predict. Returns the exit code: 1 where a picture could not be read."""
+    parser = argparse.ArgumentParser(prog="vit predict", description="Labels for pictures.")
+    parser.add_argument("model", metavar="MODEL", help="run folder, .safetensors model file or .ckpt")
+    parser.add_argument(
+        "paths", metavar="PATH", nargs="+", help="files, folders, globs; - reads a list from standard input"
+    )
+    parser.add_argument("--top", type=int, default=5, help="classes a picture (default 5)")
+    parser.add_argument("--format", choices=("jsonl", "csv"), default="jsonl")
+    parser.add_argument("--out", help="file to write instead of standard output")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--weights", choices=("ema", "raw"), help="averaged or raw weights (default: averaged if any)")
+    parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
+    options = parser.parse_args(argv)
+    if options.top < 1 or options.batch_size < 1:
+        parser.error("--top and --batch-size must be at least 1")
+
+    from vit.api import load
+    from vit.data.folders import find_images
+
+    classifier = load(options.model, weights=options.weights, device=options.device)
+    paths = find_images(_given(options.paths))
+    failed = 0
+    with ExitStack() as stack:
+        stream: IO[str] = sys.stdout
+        if options.out:
+            temporary = stack.enter_context(whole_file(Path(options.out)))
+            stream = stack.enter_context(temporary.open("w", encoding="utf-8", errors="surrogateescape", newline=""))
+        else:
+            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+        write = _writer(options.format, stream, min(options.top, len(classifier.classes)))
+        for record in predict(classifier, paths, top=options.top, batch_size=options.batch_size):
+            write(record)
+            if "error" in record:
+                failed += 1
+                print(f"vit: {display_path(record['path'])}: {record['error']}", file=sys.stderr)
+    if failed:
+        print(f"vit: {failed} of the pictures could not be read", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def predict(classifier: "Classifier", paths: Iterable[str], *, top: int, batch_size: int) -> Iterator[Record]:
+    """A record a path, in order: `path` and `top`, a list of class and probability, or `path` and `error`."""
+    import torch
+
+    paths = iter(paths)
+    with ThreadPoolExecutor() as pool, torch.inference_mode():
+        waiting: deque[tuple[str, Future[Tensor]]] = deque()
+
+        def fetch(count: int) -> None:
+            waiting.extend((path, pool.submit(classifier.prepare, path)) for path in islice(paths, count))
+
+        fetch(1)  # the first picture alone: its answer need not wait for a batch
+        size = 1
+        while waiting:
+            part = [waiting.popleft() for _ in range(min(size, len(waiting)))]
+            fetch(2 * batch_size - len(waiting))  # decoded while the network works
+            yield from _answer(classifier, part, top)
+            size = batch_size
+
+
+def _answer(classifier: "Classifier", part: list[tuple[str, "Future[Tensor]"]], top: int) -> Iterator[Record]:
+    import torch
+
+    images, errors = {}, {}
+    for place, (_, future) in enumerate(part):
+        try:
+            images[place] = future.result()
+        except UnreadableImage as error:
+            errors[place] = error.reason
+    answers: dict[int, Prediction] = {}
+    if images:
+        batch = classifier.normalise(torch.stack(list(images.values())).to(classifier.device))
+        probabilities = classifier.network(batch).float().softmax(dim=1)
+        answers = dict(zip(images, classifier.named(probabilities, top), strict=True))
+    for place, (path, _) in enumerate(part):
+        if place in errors:
+            yield {"path": path, "error": errors[place]}
+        else:
+            answer = answers[place]
+            likeliest = zip(answer.classes, answer.probabilities, strict=True)
+            yield {"path": path, "top": [{"class": name, "probability": round(p, 6)} for name, p in likeliest]}
+
+
+def _given(paths: list[str]) -> Iterator[str]:
+    """The paths as given; `-` stands for a list on standard input, one a line or separated by zero bytes."""
+    for path in paths:
+        if path != "-":
+            yield path
+            continue
+        text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
+        yield from (line for line in (text.split("\0") if "\0" in text else text.splitlines()) if line)
+
+
+def _writer(form: str, stream: IO[str], top: int) -> Callable[[Record], None]:
+    """A function that writes one record as a JSON line or a CSV row."""
+    if form == "jsonl":
+
+        def write_line(record: Record) -> None:
+            line = json.dumps(record, ensure_ascii=False)
+            if not line.isprintable() or any("\ud800" <= c <= "\udfff" for c in line):
+                line = json.dumps(record)  # control characters and bytes that are no UTF-8 as \u escapes
+            print(line, file=stream, flush=True)
+
+        return write_line
+    table = csv.writer(stream)
+    table.writerow(["path", "error", *(f"{what}{i}" for i in range(1, top + 1) for what in ("class", "probability"))])
+
+    def write_row(record: Record) -> None:
+        cells = [value for entry in record.get("top", []) for value in (entry["class"], entry["probability"])]
+        table.writerow([record["path"], record.get("error", ""), *cells])
+        stream.flush()
+
+    return write_row

@@ -1,0 +1,23 @@
+"""Keep libraries from talking over us."""
+
+import logging
+import warnings
+
+
+def quiet_lightning() -> None:
+    """Silence hints that are no business of a user of `vit`; our own messages go through the logger `vit`."""
+    import lightning.fabric as fabric  # both set their loggers up anew when they are imported
+    import lightning.pytorch as pytorch
+
+    for package in (fabric, pytorch):
+        logging.getLogger(package.__name__).setLevel(logging.ERROR)
+    for message in (
+        ".*does not have many workers.*",
+        ".*number of training batches.*smaller than the logging interval.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*lr_scheduler.step.*optimizer.step.*",
+        ".*mid-epoch.*",
+        ".*isn't a directory to save.*",
+        ".*LeafSpec.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

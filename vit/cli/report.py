@@ -1,0 +1,75 @@
+"""What a training run says before and after."""
+
+import csv
+import logging
+from collections import Counter
+from pathlib import Path
+
+from vit.errors import display_path
+from vit.tasks.classify import Classify
+from vit.tasks.run import Setup, flops_per_image, lightning_precision
+
+log = logging.getLogger("vit")
+
+
+def before_training(setup: Setup, task: Classify, run: Path) -> None:
+    """A table of data and model."""
+    listing, a, config = setup.listing, setup.architecture, setup.config
+    splits = "   ".join(f"{name} {len(samples):,}" for name, samples in listing.splits.items())
+    counts = Counter(sample.label for sample in listing.splits["train"])
+    few, many = min(counts.values()), max(counts.values())
+    parameters = sum(p.numel() for p in task.network.parameters())
+    start = f"   from {config.model.init}" if config.model.init else ""
+    rows = [
+        ("data", display_path(listing.root)),
+        ("pictures", splits),
+        ("classes", f"{len(listing.classes)}, with {few:,} to {many:,} training pictures each"),
+        ("left out", _left_out(setup)),
+        ("model", f"{config.model.name}, {a.depth} blocks of width {a.dim}, {a.heads} heads{start}"),
+        ("input", f"{a.image_size[0]} x {a.image_size[1]} pixels, {a.grid[0]} x {a.grid[1]} patches"),
+        ("size", f"{parameters / 1e6:.2f} M parameters, {flops_per_image(a) / 1e9:.3f} GFLOPs a picture"),
+        ("training", f"{config.train.epochs} epochs, batches of {config.data.batch_size}, {_precision(setup)}"),
+        ("run", display_path(run)),
+    ]
+    for name, value in rows:
+        log.info("%-10s %s", name, value)
+    log.info("")
+
+
+def after_training(setup: Setup, task: Classify, run: Path) -> None:
+    """The best epoch, and what to do next."""
+    with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row[f"val/{setup.config.train.monitor}"]]
+    log.info("")
+    if rows:
+        key = f"val/{setup.config.train.monitor}"
+        better = min if setup.config.train.monitor == "loss" else max
+        best = better(rows, key=lambda row: float(row[key]))
+        log.info(
+            "best       epoch %s: val accuracy %.2f %%, val loss %.4f   (%.0f s in all)",
+            best["epoch"],
+            100 * float(best["val/accuracy"]),
+            float(best["val/loss"]),
+            float(rows[-1]["seconds"]),
+        )
+    for index, reason in sorted(task.unreadable.items())[:20]:
+        log.info("left out   %s: %s", display_path(setup.listing.splits["train"][index].path), reason)
+    if len(task.unreadable) > 20:
+        log.info("left out   ... %d unreadable training pictures in all", len(task.unreadable))
+    shown = display_path(run)
+    log.info("model      %s/model.safetensors", shown)
+    log.info("next       vit evaluate %s %s/split.csv    vit predict %s PICTURE...", shown, shown, shown)
+    log.info("           tensorboard --logdir %s", shown)
+
+
+def _left_out(setup: Setup) -> str:
+    left_out = setup.listing.left_out
+    if not left_out:
+        return "nothing"
+    first = left_out[0]
+    more = f", and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+    return f"{display_path(first.path)}: {first.reason}{more}"
+
+
+def _precision(setup: Setup) -> str:
+    return {"32-true": "fp32", "bf16-mixed": "bf16", "16-mixed": "fp16"}[lightning_precision(setup.config.train)]

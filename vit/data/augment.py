@@ -1,0 +1,190 @@
+"""Random variation of training pictures by albumentations 2.0.8; no other file touches that library.
+
+Two of its habits are mended here. It asks the network for a newer version when it is imported; and its own random
+state is the same in every worker and every epoch, hence each call gets fresh generators made from the call's seed.
+"""
+
+import math
+import os
+import random
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+
+from vit.data.config import AugmentConfig, Preprocessing
+from vit.data.sampling import draw_seed as draw_seed  # part of this module's interface
+from vit.data.transforms import EvaluationTransform
+
+
+def _import_albumentations() -> Any:
+    """Import the library without its version check, and leave the environment as it was."""
+    name = "NO_ALBUMENTATIONS_UPDATE"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        import albumentations
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+    return albumentations
+
+
+A = _import_albumentations()
+
+_INTERPOLATIONS = {"bicubic": cv2.INTER_CUBIC, "bilinear": cv2.INTER_LINEAR}
+_Range = tuple[float, float]
+
+
+class TrainingTransform:
+    """Crop, flip, policy, colour jitter and erasing, in this order; what comes out depends on (picture, seed) alone.
+
+    A random-resized part (Szegedy et al. 2015) is averaged over areas where it shrinks, so that nothing aliases, and
+    interpolated as `preprocessing` says where it grows. The other crops resize as `EvaluationTransform` does.
+    Corners that geometric operations leave empty take the mean colour. Erasing (Zhong et al. 2020) fills one rectangle
+    with random pixels; each of its sides is 14 % to 57 % of the picture's, its area 2 % to 33 %.
+    """
+
+    def __init__(self, augment: AugmentConfig, preprocessing: Preprocessing) -> None:
+        self.size = preprocessing.size
+        self._fit = None if augment.crop == "random-resized" else EvaluationTransform(preprocessing)
+        # albumentations' fallback crop of a picture thinner than this would be empty
+        self._thinnest = (math.ceil(1 / augment.crop_ratio[1]), math.ceil(augment.crop_ratio[0]))
+        fill = tuple(round(255 * value) for value in preprocessing.mean)
+        steps = [
+            *_crop_steps(augment, preprocessing),
+            *_flip_steps(augment),
+            *_policy_steps(augment, fill),
+            *_jitter_steps(augment),
+            *_erase_steps(augment),
+        ]
+        self._steps = A.Compose(steps, is_check_shapes=False) if steps else None
+
+    def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
+        """Vary `image` uint8 [H, W, 3] -> uint8 [h, w, 3]; the same seed gives the same pixels in every process."""
+        image = self._thicken(image) if self._fit is None else self._fit(image)
+        if self._steps is None:
+            return image
+        # One pair of generators for all steps. `set_random_seed` would give every step its own pair with the same seed:
+        # the steps' draws would be one another's copies (a picture is flipped both ways or not at all).
+        self._steps.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        return self._steps(image=image)["image"]
+
+    def _thicken(self, image: np.ndarray) -> np.ndarray:
+        """Repeat the rows or columns of a picture that is thinner than the flattest or narrowest part allowed."""
+        for axis, thinnest in enumerate(self._thinnest):
+            if image.shape[axis] < thinnest:
+                image = image.repeat(thinnest, axis)
+        return image
+
+
+def _crop_steps(augment: AugmentConfig, preprocessing: Preprocessing) -> list[Any]:
+    height, width = preprocessing.size
+    if augment.crop == "random-resized":
+        return [
+            A.RandomResizedCrop(
+                size=(height, width),
+                scale=augment.crop_scale,
+                ratio=augment.crop_ratio,
+                interpolation=_INTERPOLATIONS[preprocessing.interpolation],
+                area_for_downscale="image",
+            )
+        ]
+    if augment.crop == "pad" and max(height, width) >= 8:
+        padding = (width // 8, height // 8)  # left and right, top and bottom
+        return [A.Pad(padding, border_mode=cv2.BORDER_REFLECT_101), A.RandomCrop(height, width)]
+    return []
+
+
+def _flip_steps(augment: AugmentConfig) -> list[Any]:
+    steps = []
+    if augment.flip > 0:
+        steps.append(A.HorizontalFlip(p=augment.flip))
+    if augment.vertical_flip > 0:
+        steps.append(A.VerticalFlip(p=augment.vertical_flip))
+    return steps
+
+
+def _jitter_steps(augment: AugmentConfig) -> list[Any]:
+    strength = augment.color_jitter
+    return [_colors(brightness=strength, contrast=strength, saturation=strength)] if strength > 0 else []
+
+
+def _erase_steps(augment: AugmentConfig) -> list[Any]:
+    if augment.erase == 0:
+        return []
+    # not A.Erasing: in 2.0.8 it raises TypeError where one side of the target is four times the other
+    sides = (math.sqrt(0.02), math.sqrt(0.33))
+    hole = A.CoarseDropout(
+        num_holes_range=(1, 1), hole_height_range=sides, hole_width_range=sides, fill="random", p=augment.erase
+    )
+    return [hole]
+
+
+def _policy_steps(augment: AugmentConfig, fill: tuple[int, ...]) -> list[Any]:
+    """The policy as one step: RandAugment (Cubuk 2020), TrivialAugment (Mueller 2021), 3-Augment (Touvron 2022)."""
+    if augment.policy == "randaugment":
+        strength = augment.policy_magnitude / 10
+        return [A.RandomOrder(_operations(strength, strength, fill), n=augment.policy_ops, replace=True)]
+    if augment.policy == "trivialaugment":
+        return [A.OneOf(_operations(0.0, 1.0, fill), p=1)]
+    if augment.policy == "three-augment":
+        blur = A.GaussianBlur(sigma_limit=(0.1, 2.0), p=1)
+        return [A.OneOf([A.ToGray(p=1), A.Solarize(threshold_range=(0.5, 0.5), p=1), blur], p=1)]
+    return []
+
+
+def _operations(low: float, high: float, fill: tuple[int, ...]) -> list[Any]:
+    """RandAugment's fourteen operations, each with a strength drawn from [low, high] within 0..1.
+
+    At full strength: shear 0.3, translation 45 % of the side, rotation 30 degrees, colours changed by 90 %, 4 bits,
+    everything solarized. Those that can go either way do so at random.
+    """
+    shear = math.degrees(math.atan(0.3))
+    return [
+        A.NoOp(p=1),
+        _either_way(low, high, lambda a, b: _affine(fill, shear_x=(shear * a, shear * b))),
+        _either_way(low, high, lambda a, b: _affine(fill, shear_y=(shear * a, shear * b))),
+        _either_way(low, high, lambda a, b: _affine(fill, shift_x=(0.45 * a, 0.45 * b))),
+        _either_way(low, high, lambda a, b: _affine(fill, shift_y=(0.45 * a, 0.45 * b))),
+        _either_way(low, high, lambda a, b: _affine(fill, rotate=(30 * a, 30 * b))),
+        _either_way(low, high, lambda a, b: _colors(brightness=(1 + 0.9 * a, 1 + 0.9 * b))),
+        _either_way(low, high, lambda a, b: _colors(contrast=(1 + 0.9 * a, 1 + 0.9 * b))),
+        _either_way(low, high, lambda a, b: _colors(saturation=(1 + 0.9 * a, 1 + 0.9 * b))),
+        A.OneOf([_sharper(low, high), A.GaussianBlur(sigma_limit=(max(low, 0.1), max(high, 0.1)), p=1)], p=1),
+        A.Posterize(num_bits=(min(8 - round(4 * high), 7), min(8 - round(4 * low), 7)), p=1),
+        A.Solarize(threshold_range=(1 - high, 1 - low), p=1),
+        A.AutoContrast(method="pil", p=1),
+        A.Equalize(mode="pil", p=1),
+    ]
+
+
+def _either_way(low: float, high: float, make: Callable[[float, float], Any]) -> Any:
+    return A.OneOf([make(low, high), make(-high, -low)], p=1)
+
+
+def _affine(
+    fill: tuple[int, ...],
+    *,
+    rotate: _Range = (0, 0),
+    shear_x: _Range = (0, 0),
+    shear_y: _Range = (0, 0),
+    shift_x: _Range = (0, 0),
+    shift_y: _Range = (0, 0),
+) -> Any:
+    shear, shift = {"x": shear_x, "y": shear_y}, {"x": shift_x, "y": shift_y}
+    return A.Affine(rotate=rotate, shear=shear, translate_percent=shift, fill=fill, p=1)
+
+
+def _colors(
+    *, brightness: float | _Range = (1, 1), contrast: float | _Range = (1, 1), saturation: float | _Range = (1, 1)
+) -> Any:
+    """Factors of brightness, contrast and saturation in random order; a number s means 1 - s to 1 + s."""
+    return A.ColorJitter(brightness=brightness, contrast=contrast, saturation=saturation, hue=(0, 0), p=1)
+
+
+def _sharper(low: float, high: float) -> Any:
+    return A.Sharpen(alpha=(0.9 * low, 0.9 * high), method="gaussian", p=1)

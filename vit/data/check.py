@@ -1,0 +1,242 @@
+"""Look through a data set before anybody trains on it: every picture decoded, every copy and gap named.
+
+Nothing on disk is changed.
+"""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vit.data.decode import decode
+from vit.data.duplicates import Fingerprint, fingerprint, near_pairs
+from vit.data.folders import training_problems
+from vit.data.layouts import UNSPLIT, Found, LeftOut, find_pictures
+from vit.errors import DataError, UnreadableImage, display_path
+
+_SHOWN = 10  # of each kind in the text; JSON has all
+_FEW_PICTURES = 10
+_IMBALANCE = 10.0
+
+
+@dataclass
+class Report:
+    """What `check` found. Paths are absolute; `as_json` gives plain values."""
+
+    root: str
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    """readable pictures by split and class; the split of data without splits is called "all" """
+    sizes: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    """least, median and largest "height" and "width" in pixels"""
+    unreadable: list[LeftOut] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    """what is no picture of any class: other files and folders"""
+    leaks: list[list[str]] = field(default_factory=list)
+    """the same pixels in several splits"""
+    near_leaks: list[list[str]] = field(default_factory=list)
+    """pairs that look alike, in different splits"""
+    conflicts: list[list[str]] = field(default_factory=list)
+    """the same pixels in several classes"""
+    near_conflicts: list[list[str]] = field(default_factory=list)
+    """pairs that look alike, in one split and different classes"""
+    copies: list[list[str]] = field(default_factory=list)
+    """the same pixels several times in one split and class"""
+    must_mend: list[str] = field(default_factory=list)
+    worth_a_look: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as nested dictionaries and lists."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    path: str
+    split: str
+    label: str
+
+
+def check(
+    data: str | os.PathLike[str],
+    *,
+    max_pixels: int = 100_000_000,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Decode every picture of a data set in any layout of `find_pictures`, and report what is amiss.
+
+    Data that cannot be listed is a finding too. `progress` is called with the number of pictures done and of all.
+    """
+    try:
+        found = find_pictures(data)
+    except DataError as error:
+        return Report(os.path.abspath(os.fspath(data)), must_mend=[str(error)])
+    report = Report(found.root)
+    for item in found.left_out:
+        (report.left_out if os.path.isdir(item.path) else report.unreadable).append(item)
+    pictures = [
+        _Picture(path, split, label)
+        for split, classes in found.splits.items()
+        for label, paths in classes.items()
+        for path in paths
+    ]
+    marks: dict[_Picture, Fingerprint] = {}
+    results = _fingerprints([picture.path for picture in pictures], max_pixels)
+    for done, (picture, result) in enumerate(zip(pictures, results, strict=True), 1):
+        if isinstance(result, Fingerprint):
+            marks[picture] = result
+        else:
+            report.unreadable.append(result)
+        if progress:
+            progress(done, len(pictures))
+    _count(report, found, marks)
+    _compare(report, marks)
+    _judge(report, found)
+    return report
+
+
+def _fingerprints(paths: Sequence[str], max_pixels: int) -> Iterator[Fingerprint | LeftOut]:
+    """Decode in threads (the decoders let go of the interpreter), results in the order of the paths."""
+
+    def one(path: str) -> Fingerprint | LeftOut:
+        try:
+            return fingerprint(decode(path, max_pixels))
+        except UnreadableImage as error:
+            return LeftOut(path, error.reason)
+
+    pool = ThreadPoolExecutor(os.cpu_count() or 1)
+    try:
+        yield from pool.map(one, paths)
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interrupt must not wait for all the rest
+
+
+def _count(report: Report, found: Found, marks: dict[_Picture, Fingerprint]) -> None:
+    totals = Counter((picture.split, picture.label) for picture in marks)
+    report.counts = {
+        split: {label: totals[split, label] for label in sorted(classes)} for split, classes in found.splits.items()
+    }
+    if marks:
+        sizes = np.array([mark.size for mark in marks.values()])
+        for side, values in zip(("height", "width"), sizes.T, strict=True):
+            report.sizes[side] = (int(values.min()), int(np.median(values)), int(values.max()))
+
+
+def _compare(report: Report, marks: dict[_Picture, Fingerprint]) -> None:
+    """Sort exact copies and pairs that look alike by what they do to training."""
+    groups: defaultdict[bytes, list[_Picture]] = defaultdict(list)
+    for picture, mark in marks.items():
+        groups[mark.digest].append(picture)
+    for group in groups.values():
+        paths = [picture.path for picture in group]
+        splits, labels = {picture.split for picture in group}, {picture.label for picture in group}
+        if len(splits) > 1:
+            report.leaks.append(paths)
+        if len(labels) > 1:
+            report.conflicts.append(paths)
+        if len(group) > 1 and len(splits) == len(labels) == 1:
+            report.copies.append(paths)
+    firsts = [group[0] for group in groups.values()]
+    if len(firsts) < 2:
+        return
+    for i, j, _ in near_pairs(np.stack([marks[picture].grey for picture in firsts])):
+        first, second = firsts[i], firsts[j]
+        if first.split != second.split:
+            report.near_leaks.append([first.path, second.path])
+        elif first.label != second.label:
+            report.near_conflicts.append([first.path, second.path])
+
+
+def _judge(report: Report, found: Found) -> None:
+    """Say what must be mended and what is worth a look, a line each."""
+    report.must_mend = training_problems(found)
+    report.must_mend += [f"{title}: {len(lines)}" for title, lines in _faults(report).items() if lines]
+    train = report.counts.get(UNSPLIT, report.counts.get("train", {}))
+    gone = [label for label, count in train.items() if not count and found.training[label]]
+    if gone:
+        report.must_mend.append(f"no readable picture of {_listed(gone)}")
+    report.worth_a_look = [*_class_remarks(report, train)]
+    report.worth_a_look += [f"{title}: {len(lines)}" for title, lines in _oddities(report).items() if lines]
+    report.worth_a_look += [f"{item.path}: {item.reason}" for item in report.left_out]
+
+
+def _class_remarks(report: Report, train: dict[str, int]) -> Iterator[str]:
+    few = [label for label, count in train.items() if 0 < count < _FEW_PICTURES]
+    if few:
+        yield f"fewer than {_FEW_PICTURES} pictures to train on of {_listed(few)}"
+    filled = {label: count for label, count in train.items() if count}
+    if filled:
+        largest, smallest = max(filled, key=filled.__getitem__), min(filled, key=filled.__getitem__)
+        ratio = filled[largest] / filled[smallest]
+        if ratio > _IMBALANCE:
+            yield (
+                f"{ratio:.0f} times as many pictures of {largest} ({filled[largest]}) "
+                f"as of {smallest} ({filled[smallest]}); data.balanced draws them equally often"
+            )
+    for split in ("val", "test"):
+        missing = [label for label in filled if not report.counts.get(split, {}).get(label)]
+        if split in report.counts and missing:
+            yield f"{split} has no pictures of {_listed(missing)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def report_lines(report: Report) -> Iterator[str]:
+    """The report as text, a line at a time; every line can be printed as it is."""
+    for line in _lines(report):
+        yield display_path(line)
+
+
+def _lines(report: Report) -> Iterator[str]:
+    yield report.root
+    for split, classes in report.counts.items():
+        yield f"  {split}: {sum(classes.values())} pictures of {len(classes)} classes"
+        largest_first = sorted(classes.items(), key=lambda item: -item[1])
+        yield from (f"    {count:>8}  {label}" for label, count in largest_first[: 2 * _SHOWN])
+        if len(classes) > 2 * _SHOWN:
+            yield f"    and {len(classes) - 2 * _SHOWN} classes more, the least with {largest_first[-1][1]}"
+    for side, (least, median, largest) in report.sizes.items():
+        yield f"  {side}: {least} to {largest} pixels, median {median}"
+    for title, lines in (_faults(report) | _oddities(report)).items():
+        yield from _section(title, lines)
+    yield from _section("worth a look", report.worth_a_look)
+    yield from _section("must be mended", report.must_mend)
+    if not report.must_mend:
+        yield "nothing must be mended"
+
+
+def _faults(report: Report) -> dict[str, list[str]]:
+    """What must be mended, by title, a line a finding."""
+    return {
+        "files that cannot be used": [f"{item.path}: {item.reason}" for item in report.unreadable],
+        "the same picture in several splits": _groups(report, report.leaks),
+        "pictures that look alike in different splits": _groups(report, report.near_leaks),
+        "the same picture in several classes": _groups(report, report.conflicts),
+    }
+
+
+def _oddities(report: Report) -> dict[str, list[str]]:
+    """What may well be as it should, by title, a line a finding."""
+    return {
+        "pictures that look alike in different classes": _groups(report, report.near_conflicts),
+        "the same picture several times in a class": _groups(report, report.copies),
+    }
+
+
+def _groups(report: Report, groups: list[list[str]]) -> list[str]:
+    beneath = os.path.join(report.root, "")
+    return ["  =  ".join(path.removeprefix(beneath) for path in group) for group in groups]
+
+
+def _section(title: str, lines: Sequence[str]) -> Iterator[str]:
+    if lines:
+        yield f"{title}:"
+        yield from (f"  {line}" for line in lines[:_SHOWN])
+    if len(lines) > _SHOWN:
+        yield f"  and {len(lines) - _SHOWN} more (--json lists all)"

@@ -1,0 +1,186 @@
+"""Picture files to batches: a broken picture is named in its batch, never raised and never replaced by another."""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vit.data.config import Preprocessing
+from vit.data.decode import decode
+from vit.data.folders import Sample
+from vit.data.sampling import Draw, ExactSampler, draw_seed
+from vit.data.transforms import EvaluationTransform
+from vit.errors import UnreadableImage
+
+if TYPE_CHECKING:  # albumentations takes a second to import, and evaluation does without
+    from vit.data.augment import TrainingTransform
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One picture that could be read: `image` uint8 [3, H, W]."""
+
+    image: Tensor
+    label: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """One picture that could not be read; `size` is the height and width it would have had."""
+
+    index: int
+    reason: str
+    size: tuple[int, int]
+
+
+@dataclass(slots=True)
+class Batch:
+    """Pictures of a batch, and those that could not be read.
+
+    images: uint8 [B, 3, H, W]; labels, indices: int64 [B], the indices count the dataset's samples;
+    failures: (index, reason) of the pictures left out. B may be smaller than the batch size, and 0.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    failures: list[tuple[int, str]]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """The batch on `device`; from pinned memory to a GPU the copy runs beside the computation."""
+        device = torch.device(device)
+        non_blocking = non_blocking or (device.type == "cuda" and self.images.is_pinned())
+        images, labels, indices = (
+            tensor.to(device, non_blocking=non_blocking) for tensor in (self.images, self.labels, self.indices)
+        )
+        return Batch(images, labels, indices, self.failures)
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory; DataLoader calls this where `pin_memory` is on."""
+        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.indices.pin_memory(), self.failures)
+
+
+class ImageDataset(Dataset[Loaded | Failed]):
+    """Decodes and transforms the picture of a draw; a training picture's variation depends on (seed, draw) alone."""
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        transform: "EvaluationTransform | TrainingTransform",
+        *,
+        seed: int = 0,
+        max_pixels: int = 100_000_000,
+    ) -> None:
+        # One block of bytes and two arrays: a million string objects would be copied into every worker process,
+        # page by page, as soon as their reference counts are touched.
+        paths = [os.fsencode(sample.path) for sample in samples]
+        self._paths = b"".join(paths)
+        self._ends = np.cumsum([0, *(len(path) for path in paths)])
+        self._labels = np.array([sample.label for sample in samples], dtype=np.int64)
+        self._transform = transform
+        self._seed = seed
+        self._max_pixels = max_pixels
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, draw: Draw) -> Loaded | Failed:
+        path = os.fsdecode(self._paths[self._ends[draw.index] : self._ends[draw.index + 1]])
+        try:
+            image = decode(path, self._max_pixels)
+        except UnreadableImage as error:
+            return Failed(draw.index, error.reason, self._transform.size)
+        except OSError as error:
+            return Failed(draw.index, error.strerror or str(error), self._transform.size)
+        if isinstance(self._transform, EvaluationTransform):
+            image = self._transform(image)
+        else:
+            image = self._transform(image, draw_seed(self._seed, *draw))
+        pixels = torch.from_numpy(np.require(image, requirements="W"))
+        return Loaded(pixels.permute(2, 0, 1), int(self._labels[draw.index]), draw.index)
+
+
+def collate(items: Sequence[Loaded | Failed]) -> Batch:
+    """Stack what was read; what was not is named in `failures` and left out of the tensors."""
+    loaded = [item for item in items if isinstance(item, Loaded)]
+    failed = [item for item in items if isinstance(item, Failed)]
+    return Batch(
+        images=torch.stack([item.image for item in loaded]) if loaded else _no_images(failed),
+        labels=torch.tensor([item.label for item in loaded], dtype=torch.int64),
+        indices=torch.tensor([item.index for item in loaded], dtype=torch.int64),
+        failures=[(item.index, item.reason) for item in failed],
+    )
+
+
+def _no_images(failed: Sequence[Failed]) -> Tensor:
+    height, width = failed[0].size if failed else (0, 0)
+    return torch.empty((0, 3, height, width), dtype=torch.uint8)
+
+
+def worker_count(workers: int) -> int:
+    """Processes that decode pictures: `workers`, or for -1 as many as this process may use cores, at most 8."""
+    if workers >= 0:
+        return workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8)
+
+
+def image_loader(
+    dataset: ImageDataset,
+    sampler: Sampler[Draw],
+    *,
+    batch_size: int,
+    workers: int,
+    pin_memory: bool = False,
+    drop_last: bool = False,
+    persistent_workers: bool = False,
+) -> "DataLoader[Batch]":
+    """A loader of `Batch` in the sampler's order; `workers` as in `worker_count`, never more than there are batches."""
+    workers = min(worker_count(workers), -(-len(sampler) // batch_size))  # type: ignore[arg-type]
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        drop_last=drop_last,
+        worker_init_fn=_start_worker,
+        persistent_workers=persistent_workers and workers > 0,
+    )
+
+
+def evaluation_loader(
+    samples: Sequence[Sample],
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    workers: int,
+    rank: int = 0,
+    world: int = 1,
+    max_pixels: int = 100_000_000,
+    pin_memory: bool = False,
+) -> "DataLoader[Batch]":
+    """Every sample once over all ranks, in order, as `preprocessing` says; the last batch may be smaller."""
+    dataset = ImageDataset(samples, EvaluationTransform(preprocessing), max_pixels=max_pixels)
+    sampler = ExactSampler(len(samples), rank=rank, world=world)
+    return image_loader(dataset, sampler, batch_size=batch_size, workers=workers, pin_memory=pin_memory)
+
+
+def _start_worker(worker: int) -> None:
+    """Keep a worker process to one core, and let the main process alone answer Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    if "cv2" in sys.modules:  # OpenCV would start a thread for every core; evaluation does without OpenCV
+        sys.modules["cv2"].setNumThreads(0)

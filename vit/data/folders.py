@@ -1,0 +1,203 @@
+"""Listings: which pictures there are, of which class, in which split.
+
+The classes are those of the training pictures. Every other split, and every later evaluation, is read through that
+one list by name, so that a class that is missing or new somewhere can never shift the labels of the others.
+"""
+
+import csv
+import glob
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from vit.data.layouts import SPLIT_NAMES, UNSPLIT, Found, LeftOut, entries, find_pictures, is_picture, walk
+from vit.errors import DataError, display_path
+
+__all__ = ["LeftOut", "Listing", "Sample", "find_images", "list_evaluation", "list_training", "write_split"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One picture: its absolute path, and its class as a place in the list of classes."""
+
+    path: str
+    label: int
+
+
+@dataclass
+class Listing:
+    """The pictures of a data set by split ("train", "val", "test"), and what was left out of it."""
+
+    root: str
+    classes: tuple[str, ...]
+    splits: dict[str, list[Sample]]
+    left_out: list[LeftOut] = field(default_factory=list)
+    unknown: dict[str, int] = field(default_factory=dict)
+    """pictures of each class in the data that `classes` lacks; they are in no split"""
+
+
+def list_training(data: str | os.PathLike[str], *, val_fraction: float, test_fraction: float, seed: int) -> Listing:
+    """List pictures to train on, and hold out a share of each class for the splits that the data does not have.
+
+    `data` is a folder DATA/CLASS/..., a folder DATA/train/CLASS/... with val and test beside train if there are any,
+    or a .csv or .jsonl list of path, label and perhaps split. What is held out depends on the seed and the paths
+    within `data` alone; a picture added later moves few of the others. Raises `DataError` when there are not two
+    classes with pictures, or a split has a class that the training pictures lack.
+    """
+    found = find_pictures(data)
+    problems = training_problems(found)
+    if problems:
+        raise DataError(problems[0])
+    train = found.training
+    classes = tuple(sorted(train))
+    tables = {"train": train} | {split: found.splits[split] for split in ("val", "test") if split in found.splits}
+    wanted = {"val": val_fraction, "test": test_fraction}
+    shares = {split: share for split, share in wanted.items() if share > 0 and split not in tables}
+    for split in shares:
+        tables[split] = {}
+    for name in classes:
+        for split, held in _hold_out(train[name], shares, found.root, seed).items():
+            tables[split][name] = held
+    splits: dict[str, list[Sample]] = {
+        split: [Sample(path, label) for label, name in enumerate(classes) for path in tables[split].get(name, [])]
+        for split in sorted(tables, key=("train", "val", "test").index)
+    }
+    return Listing(found.root, classes, splits, found.left_out)
+
+
+def list_evaluation(data: str | os.PathLike[str], classes: Sequence[str], *, split: str | None = None) -> Listing:
+    """List pictures to measure a model of the given classes on, in exactly one split.
+
+    Without `split` it is test, else val; pictures of a folder DATA/CLASS/... or a list without splits count as test.
+    Labels go by class name; pictures of other classes are left out and counted in `unknown`. Raises `DataError` when
+    the split is not there, or holds no picture of any of the classes.
+    """
+    found = find_pictures(data)
+    chosen = _choose_split(found, split)
+    pictures = {name: paths for name, paths in found.splits[chosen].items() if paths}
+    root = display_path(found.root)
+    if not pictures:
+        raise DataError(f"{root}: no pictures{'' if chosen == UNSPLIT else f' in {chosen}'}")
+    unknown = {name: len(pictures[name]) for name in sorted(pictures) if name not in classes}
+    if len(unknown) == len(pictures):
+        there, expected = display_path(_few(list(unknown))), display_path(_few(classes))
+        raise DataError(f"{root}: has none of the model's classes; it has {there}, the model knows {expected}")
+    samples = [Sample(path, label) for label, name in enumerate(classes) for path in pictures.get(name, [])]
+    name = "test" if chosen == UNSPLIT else chosen
+    return Listing(found.root, tuple(classes), {name: samples}, found.left_out, unknown)
+
+
+def write_split(listing: Listing, path: str | os.PathLike[str]) -> None:
+    """Write which picture went where, as CSV with the columns split, class, path; `list_training` reads it back.
+
+    The file is UTF-8; bytes of file names that are no UTF-8 are written as they are ("surrogateescape").
+    """
+    with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["split", "class", "path"])
+        for split, samples in listing.splits.items():
+            writer.writerows([split, listing.classes[sample.label], sample.path] for sample in samples)
+
+
+def find_images(paths: Iterable[str]) -> Iterator[str]:
+    """Yield files as given, the pictures below folders, sorted in each, and the pictures that patterns match.
+
+    A pattern such as `photos/*.jpg` is one only where no file has that very name. Raises `DataError` for a path that
+    does not exist, a folder without pictures and a pattern without a match, before the first picture is yielded.
+    """
+    found = [_images_at(path) for path in paths]
+    for images in found:
+        yield from images
+
+
+def training_problems(found: Found) -> list[str]:
+    """Why the pictures found cannot train a classifier, a line a reason; nothing when they can."""
+    root = display_path(found.root)
+    train = found.training
+    if found.splits and not {UNSPLIT, "train"} & found.splits.keys():
+        return [f"{root}: has {' and '.join(sorted(found.splits))} but no train"]
+    if not any(train.values()):
+        example = f"; left out: {display_path(found.left_out[0].reason)}" if found.left_out else ""
+        return [f"{root}: no pictures{example}"]
+    problems = []
+    empty = sorted(name for name, paths in train.items() if not paths)
+    if empty:
+        problems.append(f"{root}: no pictures of {display_path(_few(empty))}; remove the class or add pictures")
+    if len(train) == 1:
+        problems.append(f"{root}: only one class, {display_path(_only_class(found))}")
+    for split, pictures in found.splits.items():
+        foreign = sorted(name for name, paths in pictures.items() if paths and name not in train)
+        if foreign:
+            problems.append(f"{root}: {split} has pictures of {display_path(_few(foreign))}, which train lacks")
+    return problems
+
+
+def _only_class(found: Found) -> str:
+    """The name of the only class, and what may be amiss."""
+    name = next(iter(found.training))
+    inner = os.path.join(found.root, name)
+    if UNSPLIT in found.splits and os.path.isdir(inner) and sum(entry.is_dir() for entry in entries(inner)) > 1:
+        return f"{name}; did you mean {inner}?"
+    return f"{name}; a classifier needs two"
+
+
+def _images_at(path: str) -> list[str]:
+    """The pictures that one argument of a command stands for."""
+    if os.path.isdir(path):
+        pictures = [entry.path for entry in walk(path) if is_picture(entry.name)]
+        if not pictures:
+            raise DataError(f"{display_path(path)}: no pictures")
+        return pictures
+    if os.path.lexists(path):
+        return [path]
+    # Links between folders let `**` find one picture under many names; the shortest stands for all.
+    found: dict[tuple[str, str], str] = {}
+    for match in sorted(glob.glob(path, recursive=True), key=len):
+        if is_picture(match) and not os.path.isdir(match):
+            folder, name = os.path.split(match)
+            found.setdefault((os.path.realpath(folder), name), match)
+    if found:
+        return sorted(found.values())
+    what = "no picture matches" if glob.has_magic(path) else "no such file or folder:"
+    raise DataError(f"{what} {display_path(path)}")
+
+
+def _hold_out(paths: list[str], shares: dict[str, float], root: str, seed: int) -> dict[str, list[str]]:
+    """Split the paths of one class into train and the given shares of it; at least one stays in train.
+
+    Every share gets at least one picture, as far as they go round. The order is by a hash of seed and path, which
+    is the same on every machine.
+    """
+
+    def key(path: str) -> bytes:
+        relative = path.removeprefix(root).replace(os.sep, "/")
+        return hashlib.sha256(f"{seed}:{relative}".encode("utf-8", "surrogateescape")).digest()
+
+    order = sorted(paths, key=key)
+    parts: dict[str, list[str]] = {}
+    for split, share in shares.items():
+        count = min(max(1, round(share * len(paths))), len(order) - 1)
+        parts[split], order = sorted(order[:count]), order[count:]
+    return {"train": sorted(order)} | parts
+
+
+def _choose_split(found: Found, split: str | None) -> str:
+    """The split of `found` that was asked for, or else the one to measure on."""
+    root = display_path(found.root)
+    names = ", ".join(sorted(found.splits)) if UNSPLIT not in found.splits else "none"
+    if split is not None:
+        wanted = SPLIT_NAMES.get(split, split)
+        if wanted not in found.splits:
+            raise DataError(f"{root}: no split called {display_path(split)}; it has {names}")
+        return wanted
+    for choice in (UNSPLIT, "test", "val"):
+        if choice in found.splits:
+            return choice
+    raise DataError(f"{root}: neither test nor val to measure on; it has {names}")
+
+
+def _few(names: Sequence[str]) -> str:
+    """Up to five of the names, and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more

@@ -1,0 +1,273 @@
+"""What a data folder or a list file holds: pictures by split and class, and what had to be left out.
+
+Nothing is decoded here; a file counts as a picture by its ending, and must be regular and not empty.
+"""
+
+import csv
+import io
+import json
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from vit.data.decode import IMAGE_SUFFIXES
+from vit.errors import DataError, display_path
+
+UNSPLIT = "all"
+"""the split of pictures that the data does not assign to one"""
+
+SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+_PATH_COLUMNS = ("path", "file", "filename", "image")
+_LABEL_COLUMNS = ("label", "class")
+_IGNORED = {"__macosx", "thumbs.db", "desktop.ini", "@eadir"}  # what operating systems leave behind; hidden files too
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A file that cannot serve, with the reason in words."""
+
+    path: str
+    reason: str
+
+
+@dataclass
+class Found:
+    """Pictures by split and class: `splits[split][class]` lists paths. Empty class folders are kept as empty lists."""
+
+    root: str
+    splits: dict[str, dict[str, list[str]]]
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    @property
+    def training(self) -> dict[str, list[str]]:
+        """The pictures to train on, by class: those of the split train, or all where the data names no splits."""
+        return self.splits.get(UNSPLIT, self.splits.get("train", {}))
+
+
+def find_pictures(data: str | os.PathLike[str]) -> Found:
+    """Read a folder of class folders, a folder of such folders by split, or a .csv or .jsonl list.
+
+    The only split is `UNSPLIT` where the data names none. Raises `DataError` for anything else.
+    """
+    path = os.path.abspath(os.fspath(data))
+    if os.path.isdir(path):
+        return _find_in_folder(path)
+    if not os.path.exists(path):
+        raise DataError(f"{display_path(path)}: no such folder")
+    if not os.path.isfile(path) or not path.lower().endswith((".csv", ".jsonl")):
+        raise DataError(
+            f"{display_path(path)}: not a folder; expected a folder with one folder a class, or a .csv or .jsonl list"
+        )
+    return _find_in_list(path)
+
+
+def walk(folder: str, barred: Iterable[tuple[int, int]] = ()) -> list[os.DirEntry[str]]:
+    """Every entry below `folder` that is no folder, sorted by name within each.
+
+    Links are followed, but no folder is entered twice, nor one whose (device, inode) is in `barred`: a link to a
+    parent folder must not multiply the pictures. Raises `DataError` for a folder that cannot be read.
+    """
+    entered = {*barred, inode(folder)}
+    found: list[os.DirEntry[str]] = []
+
+    def enter(folder: str) -> None:
+        for entry in entries(folder):
+            if not entry.is_dir():
+                found.append(entry)
+            elif (identity := inode(entry.path)) not in entered:
+                entered.add(identity)
+                enter(entry.path)
+
+    enter(folder)
+    return found
+
+
+def entries(folder: str) -> list[os.DirEntry[str]]:
+    """What lies in a folder, sorted by name, without hidden files and the litter of operating systems."""
+    try:
+        with os.scandir(folder) as scan:
+            kept = [e for e in scan if not e.name.startswith(".") and e.name.lower() not in _IGNORED]
+    except OSError as error:
+        raise DataError(f"{display_path(folder)}: {(error.strerror or str(error)).lower()}") from error
+    return sorted(kept, key=lambda entry: entry.name)
+
+
+def inode(path: str) -> tuple[int, int]:
+    """What is the same for all names of one folder."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file name has the ending of a picture, in either case."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def _find_in_folder(root: str) -> Found:
+    inside = entries(root)
+    splits = _split_folders(root, [entry for entry in inside if entry.is_dir()])
+    found = Found(root, {})
+    if splits is None:
+        found.splits[UNSPLIT] = _classes(root, found.left_out, barred={inode(root)})
+    else:
+        barred = {inode(root), *map(inode, splits.values())}
+        for split, folder in splits.items():
+            found.splits[split] = _classes(folder, found.left_out, barred)
+        beside = [entry for entry in inside if entry.path not in splits.values()]
+        found.left_out += [
+            LeftOut(entry.path, "lies beside the folders of the splits")
+            for entry in beside
+            if entry.is_dir() or is_picture(entry.name)
+        ]
+    _summarise_others(found)
+    return found
+
+
+def _split_folders(root: str, folders: list[os.DirEntry[str]]) -> dict[str, str] | None:
+    """The folder of each split, or None when the folders of `root` are classes."""
+    named = [entry for entry in folders if entry.name.lower() in SPLIT_NAMES]
+    # A class of vehicles may be called "train": a split holds folders, a class among other classes holds pictures.
+    only_splits = len(named) == len(folders)
+    if not any(only_splits or any(inner.is_dir() for inner in entries(entry.path)) for entry in named):
+        return None
+    if not only_splits and not any(SPLIT_NAMES[entry.name.lower()] == "train" for entry in named):
+        return None
+    splits: dict[str, str] = {}
+    for entry in named:
+        split = SPLIT_NAMES[entry.name.lower()]
+        if split in splits:
+            both = f"{os.path.basename(splits[split])} and {entry.name}"
+            raise DataError(f"{display_path(root)}: two folders for one split, {both}; keep one of them")
+        splits[split] = entry.path
+    return splits
+
+
+def _classes(folder: str, left_out: list[LeftOut], barred: set[tuple[int, int]]) -> dict[str, list[str]]:
+    """The pictures of each class folder in `folder`; what is unfit is added to `left_out`."""
+    beside: list[os.DirEntry[str]] = []
+    folders: list[os.DirEntry[str]] = []
+    for entry in entries(folder):
+        (folders if entry.is_dir() else beside).append(entry)
+    pictures = [entry for entry in beside if is_picture(entry.name)]
+    if pictures and not folders:
+        raise DataError(
+            f"{display_path(folder)}: pictures lie directly in it; put each class in a folder of its own, "
+            f"as {display_path(os.path.join(folder, 'cat', pictures[0].name))}"
+        )
+    left_out += [LeftOut(entry.path, "lies beside the class folders and so has no class") for entry in pictures]
+    left_out += [LeftOut(entry.path, "") for entry in beside if not is_picture(entry.name)]
+    # A link from one class to another would give its pictures two labels.
+    barred = barred | {inode(entry.path) for entry in folders}
+    return {entry.name: list(_fit(walk(entry.path, barred), left_out)) for entry in folders}
+
+
+def _fit(candidates: list[os.DirEntry[str]], left_out: list[LeftOut]) -> Iterator[str]:
+    for entry in candidates:
+        unfit = _unfit(entry) if is_picture(entry.name) else ""
+        if unfit is None:
+            yield entry.path
+        else:
+            left_out.append(LeftOut(entry.path, unfit))
+
+
+def _unfit(file: os.DirEntry[str] | str) -> str | None:
+    """Why a file cannot be a picture, as far as this shows without opening it; None when it can."""
+    try:
+        status = os.stat(file) if isinstance(file, str) else file.stat()
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        return (getattr(error, "strerror", None) or str(error)).lower()
+    if not stat.S_ISREG(status.st_mode):
+        return "not a regular file"
+    return None if status.st_size else "empty file"
+
+
+def _summarise_others(found: Found) -> None:
+    """Replace the files that are no pictures, noted without a reason so far, by one line that counts them."""
+    others = [item for item in found.left_out if not item.reason]
+    if not others:
+        return
+    endings = Counter(os.path.splitext(item.path)[1].lower() or "no ending" for item in others)
+    counts = ", ".join(f"{ending} {count}" for ending, count in endings.most_common(5))
+    found.left_out = [item for item in found.left_out if item.reason]
+    found.left_out.append(LeftOut(found.root, f"other files: {len(others)} ({counts})"))
+
+
+def _find_in_list(path: str) -> Found:
+    root = os.path.dirname(path)
+    found = Found(root, {})
+    for line, row in _rows(path):
+        name = _value(row, _PATH_COLUMNS, path, line)
+        label = _value(row, _LABEL_COLUMNS, path, line)
+        split = UNSPLIT
+        if "split" in row:
+            split = SPLIT_NAMES.get(str(row["split"]).strip().lower(), "")
+            if not split:
+                raise _at(path, line, f"split must be train, val or test, got {row['split']!r}")
+        file = os.path.join(root, name)
+        pictures = found.splits.setdefault(split, {}).setdefault(label, [])
+        unfit = _unfit(file)
+        if unfit is None:
+            pictures.append(file)
+        else:
+            found.left_out.append(LeftOut(file, unfit))
+    return found
+
+
+def _rows(path: str) -> Iterator[tuple[int, dict[str, object]]]:
+    """Line number and fields, by lower-case column name, of each row of a .csv or .jsonl file."""
+    try:
+        with open(path, "rb") as stream:
+            text = stream.read().decode("utf-8-sig", "surrogateescape")  # as Python decodes the names of files
+    except OSError as error:
+        raise DataError(f"{display_path(path)}: {(error.strerror or str(error)).lower()}") from error
+    rows = _csv_rows if path.lower().endswith(".csv") else _jsonl_rows
+    for line, row in rows(path, io.StringIO(text, newline="")):
+        yield line, {key.strip().lower(): value for key, value in row.items()}
+
+
+def _csv_rows(path: str, stream: TextIO) -> Iterator[tuple[int, dict[str, object]]]:
+    reader = csv.DictReader(stream, strict=True)
+    try:
+        for row in reader:
+            if None in row:
+                raise _at(path, reader.line_num, "more fields than columns; quote a name that has a comma")
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise _at(path, reader.reader.line_num, str(error)) from error
+
+
+def _jsonl_rows(path: str, stream: TextIO) -> Iterator[tuple[int, dict[str, object]]]:
+    for number, line in enumerate(stream, 1):
+        if line.strip():
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise _at(path, number, f"not valid JSON, {error}") from error
+            if not isinstance(record, dict):
+                raise _at(path, number, "not a JSON object")
+            yield number, record
+
+
+def _value(row: dict[str, object], columns: tuple[str, ...], path: str, line: int) -> str:
+    """The text in the first of `columns` that the row has."""
+    names = f"{', '.join(columns[:-1])} or {columns[-1]}"
+    for column in columns:
+        if column in row:
+            value = row[column]
+            if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
+                raise _at(path, line, f"{column} must be text, got {value!r}")
+            text = str(value)
+            try:
+                text.encode("utf-8", "surrogateescape")
+            except UnicodeEncodeError as error:
+                raise _at(path, line, f"{column} is not valid text: {text!r}") from error
+            return text
+    raise _at(path, line, f"no column called {names}")
+
+
+def _at(path: str, line: int, reason: str) -> DataError:
+    return DataError(f"{display_path(path)}, line {line}: {display_path(reason)}")

@@ -1,0 +1,26 @@
+"""The last step before the network, on the network's device: bytes to numbers."""
+
+import torch
+from torch import Tensor, nn
+
+from vit.data.config import Preprocessing
+
+
+class Normalise(nn.Module):
+    """uint8 [B, 3, H, W] -> float32 with the mean and spread that the network is trained on.
+
+    Pictures travel as bytes, a quarter of the size; this module moves to the device with the network and adds
+    nothing to its saved weights.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+        self.register_buffer("scale", 1 / (255 * std), persistent=False)
+        self.register_buffer("shift", mean / std, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images * self.scale - self.shift

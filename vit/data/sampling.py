@@ -1,0 +1,121 @@
+"""Which picture comes when: the order of an epoch and the seed of each draw, from (seed, epoch) alone."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+_WORD = 0xFFFFFFFFFFFFFFFF
+
+
+class Draw(NamedTuple):
+    """One picture of one epoch; `copy` tells apart the times it is drawn in that epoch."""
+
+    epoch: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    copy: int
+
+
+def draw_seed(seed: int, epoch: int, index: int, copy: int) -> int:
+    """A 32-bit seed for one draw, well mixed, the same on every platform and in every process.
+
+    The four numbers pass one after the other through the finalizer of splitmix64 (Steele, Lea and Flood 2014), so
+    neighbouring draws get unrelated seeds.
+    """
+    state = 0
+    for number in (seed, epoch, index, copy):
+        state = ((state ^ (number & _WORD)) + 0x9E3779B97F4A7C15) & _WORD
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _WORD
+        state ^= state >> 31
+    return state >> 32
+
+
+class EpochSampler(Sampler[Draw]):
+    """A new order every epoch, from (seed, epoch) alone; every rank gets equally many draws.
+
+    balanced: every class is drawn equally often, the epoch stays as long. The pictures of a small class come again
+        only after each of them has come once.
+    repeats: repeated augmentation (Hoffer et al. 2020; Touvron et al. 2021, DeiT): each drawn picture comes `repeats`
+        times in a row with copies 0, 1, ..., so an epoch holds about 1 / repeats of the pictures. Ranks take the draws
+        in turn, hence the copies of a picture go to different ranks where there are as many.
+
+    The remainder that does not divide among the ranks is dropped; where a rank would be left with nothing, draws are
+    given out twice instead.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[int],
+        *,
+        seed: int,
+        balanced: bool = False,
+        repeats: int = 1,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self._length = len(labels)
+        self._members = _members(np.asarray(labels, dtype=np.int64)) if balanced else []
+        self._seed, self._repeats, self._rank, self._world = seed, repeats, rank, world
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of `epoch`, counted from 0; Lightning calls this before every training epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        total = self._pictures() * self._repeats
+        return max(total // self._world, min(total, 1))
+
+    def __iter__(self) -> Iterator[Draw]:
+        rng = np.random.default_rng((self._seed, self._epoch))
+        count = self._pictures()
+        order = _balanced(self._members, count, rng) if self._members else rng.permutation(self._length)[:count]
+        first = _occurrences(order) * self._repeats
+        for position in range(len(self)):
+            drawn, copy = divmod((position * self._world + self._rank) % (count * self._repeats), self._repeats)
+            yield Draw(self._epoch, int(order[drawn]), int(first[drawn]) + copy)
+
+    def _pictures(self) -> int:
+        """Pictures drawn in an epoch, over all ranks, copies not counted."""
+        return max(self._length // self._repeats, min(self._length, 1))
+
+
+class ExactSampler(Sampler[Draw]):
+    """Every index once over all ranks, in order, none padded: rank r of n takes r, r + n, r + 2n, ..."""
+
+    def __init__(self, length: int, *, rank: int = 0, world: int = 1) -> None:
+        self._indices = range(rank, length, world)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __iter__(self) -> Iterator[Draw]:
+        return (Draw(0, index, 0) for index in self._indices)
+
+
+def _members(labels: np.ndarray) -> list[np.ndarray]:
+    """The indices of each class that occurs in `labels` [N]."""
+    _, counts = np.unique(labels, return_counts=True)
+    return np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1]) if len(labels) else []
+
+
+def _balanced(members: list[np.ndarray], count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` indices in random order, each class equally often, give or take one where it does not divide."""
+    quotas = np.full(len(members), count // len(members))
+    quotas[rng.permutation(len(members))[: count % len(members)]] += 1
+    drawn = []
+    for indices, quota in zip(members, quotas, strict=True):
+        rounds = [rng.permutation(indices) for _ in range(-(-quota // len(indices)))]
+        drawn.append(np.concatenate(rounds)[:quota] if rounds else indices[:0])
+    return rng.permutation(np.concatenate(drawn))
+
+
+def _occurrences(order: np.ndarray) -> np.ndarray:
+    """For each entry of `order` [N], how often its value came before it: copies of one picture must be told apart."""
+    by_value = np.argsort(order, kind="stable")
+    values = order[by_value]
+    occurrences = np.empty_like(order)
+    occurrences[by_value] = np.arange(len(order)) - np.searchsorted(values, values, side="left")
+    return occurrences

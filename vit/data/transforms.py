@@ -1,0 +1,94 @@
+"""From a decoded picture to the model's input outside training, by Pillow alone and pixel for pixel as timm does it.
+
+Letters: H, W the picture's height and width; h, w the model's.
+"""
+
+import math
+
+import numpy as np
+from PIL import Image
+
+from vit.data.config import Preprocessing
+
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_EXTREME = 20  # long side / short side above which `crop` resizes no more than the part it keeps
+_STEEP = 500  # shrinking by more than this goes by whole pixels first: the filter's weights alone would take gigabytes
+
+
+class EvaluationTransform:
+    """Resize and cut or pad a picture to the model's size, antialiased.
+
+    `crop` and `squash` equal timm's evaluation transform (crop modes `center` and `squash`) to the last bit, and
+    `letterbox` equals its `border` mode at a crop fraction of 1: letterbox shows the whole picture, so
+    `crop_fraction` has no effect on it.
+
+    Where the sides differ more than twentyfold, `crop` computes only the part it keeps, because the whole would not
+    fit into memory (5000 x 1 at size 224 would be 1 280 000 x 256 first). There, single values may differ from
+    timm's by rounding; and a letterboxed side is at least one pixel wide, where timm stops with an error.
+    """
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self.preprocessing = preprocessing
+        self.size = preprocessing.size
+        self._filter = _FILTERS[preprocessing.interpolation]
+        self._scaled = tuple(math.floor(side / preprocessing.crop_fraction) for side in preprocessing.size)
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Fit `image` uint8 [H, W, 3] -> uint8 [h, w, 3]; a picture that fits already is returned as it is."""
+        height, width = image.shape[:2]
+        fitted = self._fitted_size(height, width)
+        if fitted == (height, width) == self.size:
+            return image
+        if self.preprocessing.resize == "letterbox":
+            return self._pad(self._resize(Image.fromarray(image), fitted))
+        if self.preprocessing.resize == "crop" and max(height, width) > _EXTREME * min(height, width):
+            return np.array(self._resize_centre(image, fitted))
+        picture = self._resize(Image.fromarray(image), fitted)
+        top, left = (_centre(have, want) for have, want in zip(fitted, self.size, strict=True))
+        return np.array(picture.crop((left, top, left + self.size[1], top + self.size[0])))
+
+    def _fitted_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the whole picture after resizing, rounded as torchvision and timm round."""
+        if self.preprocessing.resize == "squash":
+            return self._scaled[0], self._scaled[1]
+        if self.preprocessing.resize == "letterbox":
+            ratio = max(height / self.size[0], width / self.size[1])
+            return max(1, round(height / ratio)), max(1, round(width / ratio))
+        if self._scaled[0] == self._scaled[1]:  # torchvision's Resize cuts the long side down to whole pixels
+            short, long = self._scaled[0], int(self._scaled[0] * max(height, width) / min(height, width))
+            return (long, short) if width <= height else (short, long)
+        ratio = min(height / self._scaled[0], width / self._scaled[1])
+        return round(height / ratio), round(width / ratio)
+
+    def _resize(self, picture: Image.Image, fitted: tuple[int, int]) -> Image.Image:
+        steep = picture.width > _STEEP * fitted[1] or picture.height > _STEEP * fitted[0]
+        return picture.resize((fitted[1], fitted[0]), self._filter, reducing_gap=3.0 if steep else None)
+
+    def _resize_centre(self, image: np.ndarray, fitted: tuple[int, int]) -> Image.Image:
+        """The centre of the resized picture, computed from the pixels it depends on alone."""
+        rows = _source_span(image.shape[0], fitted[0], self.size[0])
+        columns = _source_span(image.shape[1], fitted[1], self.size[1])
+        part = np.ascontiguousarray(image[rows[0] : rows[1], columns[0] : columns[1]])
+        box = (columns[2], rows[2], columns[3], rows[3])
+        return Image.fromarray(part).resize((self.size[1], self.size[0]), self._filter, box)
+
+    def _pad(self, picture: Image.Image) -> np.ndarray:
+        red, green, blue = (round(255 * value) for value in self.preprocessing.mean)
+        canvas = Image.new("RGB", (self.size[1], self.size[0]), (red, green, blue))
+        canvas.paste(picture, ((self.size[1] - picture.width) // 2, (self.size[0] - picture.height) // 2))
+        return np.array(canvas)
+
+
+def _centre(have: int, want: int) -> int:
+    """Where a centred window of `want` pixels starts among `have`, rounded as torchvision's CenterCrop rounds."""
+    return round((have - want) / 2.0)
+
+
+def _source_span(source: int, fitted: int, kept: int) -> tuple[int, int, float, float]:
+    """The pixels [first, last) of one side that the centre depends on, and the centre's ends counted from `first`."""
+    scale = source / fitted
+    low = _centre(fitted, kept) * scale
+    high = min(low + kept * scale, float(source))
+    reach = 3 * max(scale, 1.0)  # the bicubic filter's support is 2 pixels of the coarser side
+    first, last = max(0, math.floor(low - reach)), min(source, math.ceil(high + reach))
+    return first, last, low - first, min(high - first, float(last - first))

@@ -1,0 +1,64 @@
+"""Writing files so that what stands under the final name is always whole."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from vit.errors import VitError, display_path
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Gives a temporary path in the same folder; when the body ends well, it is synced and renamed to `path`.
+
+    The same folder, since a rename is atomic only within one file system. After any failure the temporary file is
+    gone and whatever stood at `path` before still stands. A full or read-only disk is a VitError in words.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise VitError(f"cannot write {display_path(path)}: {_reason(error)}") from error
+    except Exception as error:
+        # Writers in other languages report a full disk in words of their own; ask the disk.
+        if _disk_is_full(path.parent):
+            raise VitError(f"cannot write {display_path(path)}: no space left on the disk") from error
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all. Bytes that were no UTF-8 in a file name are written back as they were."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def _reason(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "no space left on the disk"
+    return (error.strerror or str(error)).lower()
+
+
+def _disk_is_full(folder: Path) -> bool:
+    try:
+        return os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize < 1 << 20
+    except OSError:
+        return False
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable; file systems that cannot sync a folder are left alone."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,1 @@
+"""What is optimised: Lightning modules, their optimizers, schedules and averaged weights."""

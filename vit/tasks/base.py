@@ -1,0 +1,72 @@
+"""What every task shares: optimizer, schedule, averaged weights, gradient norm. A task adds its losses."""
+
+import copy
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from vit.tasks.config import Config
+from vit.tasks.optim import make_optimizer, make_schedule, parameter_groups
+
+Losses = dict[str, Tensor]
+
+
+class Task(L.LightningModule):
+    """Trains `network`; subclasses say what the losses of a batch are.
+
+    With `train.ema`, a second set of weights follows the trained ones as an exponential moving average (Polyak and
+    Juditsky 1992), and is what is validated and used; `network` always holds the raw ones.
+    """
+
+    def __init__(self, network: nn.Module, depth: int, config: Config) -> None:
+        super().__init__()
+        self.network = network
+        self.depth = depth
+        self.config = config
+        self.ema = copy.deepcopy(network).requires_grad_(False) if config.train.ema else None
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is validated: the averaged one where there is one."""
+        return self.network if self.ema is None else self.ema
+
+    def losses(self, batch: Any) -> Losses:
+        """The losses of one training batch; `loss` is the one that is minimised."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Any, batch_index: int) -> Tensor:
+        losses = self.losses(batch)
+        for name, value in losses.items():
+            self.log(f"train/{name}", value.detach(), on_step=True, on_epoch=True, batch_size=len(batch))
+        return losses["loss"]
+
+    def configure_optimizers(self) -> Any:
+        steps = int(self.trainer.estimated_stepping_batches)
+        groups = parameter_groups(self.network, self.depth, self.config.optim)
+        # torch's fused optimizers unscale fp16 gradients themselves, too late to clip them
+        fused = self.config.train.precision != "fp16" and self.device.type in ("cpu", "cuda")
+        optimizer = make_optimizer(groups, self.config.optim, fused=fused)
+        schedule = make_schedule(
+            optimizer, self.config.schedule, steps=steps, steps_per_epoch=steps / self.config.train.epochs
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, **_: Any) -> None:
+        """Clip the gradient's norm, and log what it was."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.optim.clip or float("inf"))
+        self.log("train/gradient_norm", norm)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then let the averaged weights follow."""
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self._average(self.ema)
+
+    def _average(self, ema: nn.Module) -> None:
+        """One step of the average. Its memory grows to `train.ema`, so that early weights do not linger."""
+        decay = min(self.config.train.ema, (1 + self.global_step) / (10 + self.global_step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(ema.parameters()), list(self.network.parameters()), 1 - decay)

@@ -1,0 +1,228 @@
+"""What is shown and kept while a run goes on: progress, speed, metrics.csv, pictures for TensorBoard."""
+
+import csv
+import io
+import logging
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from tqdm import tqdm
+
+from vit.data.dataset import Batch
+from vit.errors import VitError
+from vit.evaluate.classification import confusion_matrix
+from vit.evaluate.plots import confusion_plot, gallery
+from vit.tasks.classify import Classify
+
+log = logging.getLogger("vit")
+
+
+_COLUMNS = ["epoch", "step", "seconds", "lr"]
+_COLUMNS += [f"train/{name}" for name in ("loss", "gradient_norm", "images_per_second", "memory_gb")]
+_COLUMNS += [f"val/{name}" for name in ("loss", "accuracy", "top5", "balanced_accuracy", "macro_f1")]
+
+
+class Progress(L.Callback):
+    """A live bar over the whole run, in images with the time left, on a terminal only; a line an epoch everywhere."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm | None = None
+
+    def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        if not (trainer.is_global_zero and sys.stderr.isatty()):
+            return
+        images = trainer.num_training_batches * _global_batch(trainer)
+        self.bar = tqdm(
+            total=images * (trainer.max_epochs or 1),
+            initial=images * trainer.current_epoch,
+            unit=" images",
+            unit_scale=True,
+            dynamic_ncols=True,
+            leave=False,
+        )
+
+    def on_train_batch_end(self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, *_: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(_global_batch(trainer))
+            if trainer.global_step % 10 == 0:
+                self.bar.set_postfix_str(f"epoch {trainer.current_epoch + 1}, loss {float(outputs['loss']):.3f}")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        seen = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", f"loss {seen['train/loss_epoch']:.4f}"]
+        if "val/accuracy" in seen:
+            parts += [f"val loss {seen['val/loss']:.4f}", f"val accuracy {100 * seen['val/accuracy']:.2f} %"]
+        parts.append(f"{seen.get('train/images_per_second', 0):,.0f} images/s")
+        with tqdm.external_write_mode(file=sys.stdout):  # the bar steps aside
+            log.info("   ".join(parts))
+
+    def teardown(self, trainer: L.Trainer, task: L.LightningModule, stage: str) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+class Speed(L.Callback):
+    """Logs images a second of training alone, waiting for data included, and the most memory taken."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        self.started, self.batches = time.perf_counter(), 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.batches += 1
+        if self.batches == trainer.num_training_batches:
+            images = self.batches * _global_batch(trainer)
+            task = trainer.lightning_module
+            task.log("train/images_per_second", images / (time.perf_counter() - self.started))
+            task.log("train/memory_gb", _memory_gb(task.device))
+
+
+class MetricsFile(L.Callback):
+    """metrics.csv: one row an epoch, appended and flushed at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        seen = {name.removesuffix("_epoch"): float(value) for name, value in trainer.callback_metrics.items()}
+        row: dict[str, Any] = {name: f"{value:.6g}" for name, value in seen.items() if name in _COLUMNS}
+        row["epoch"], row["step"] = trainer.current_epoch + 1, trainer.global_step
+        row["seconds"] = f"{time.perf_counter() - self.started:.1f}"
+        row["lr"] = f"{max(group['lr'] for group in trainer.optimizers[0].param_groups):.6g}"
+        new = not self.path.exists()
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, _COLUMNS)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+class Finite(L.Callback):
+    """Ends training when an epoch's loss is no number: such weights are worth nothing."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        loss = float(trainer.callback_metrics["train/loss_epoch"])
+        if not np.isfinite(loss):
+            rate = task.config.optim.lr
+            raise VitError(
+                f"the loss became {loss} in epoch {trainer.current_epoch + 1}; lower optim.lr (now {rate:g}), "
+                "or warm up longer (schedule.warmup)"
+            )
+
+
+class Pictures(L.Callback):
+    """TensorBoard pictures: training batches as the model sees them, the confusion matrix, right and wrong answers."""
+
+    SHOWN = 16
+
+    def __init__(self, *, times: int = 10) -> None:
+        self.times = times
+
+    def on_train_batch_start(self, trainer: L.Trainer, task: Classify, batch: Batch, index: int) -> None:
+        if index == 0 and self._due(trainer) and len(batch):
+            with torch.no_grad():
+                seen, _ = task.inputs(batch)
+            grid = _grid(_visible(seen[: self.SHOWN], task))
+            _writer(trainer).add_image("train/as the model sees them", grid, trainer.global_step, dataformats="HWC")
+
+    def on_validation_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        self.right: list[tuple[np.ndarray, str]] = []
+        self.wrong: list[tuple[np.ndarray, str]] = []
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, task: Classify, outputs: torch.Tensor, batch: Batch, *_: Any
+    ) -> None:
+        if not self._due(trainer) or min(len(self.right), len(self.wrong)) >= self.SHOWN:
+            return
+        answers = outputs.argmax(dim=1).tolist()
+        images = batch.images.permute(0, 2, 3, 1).cpu().numpy()
+        for image, label, answer in zip(images, batch.labels.tolist(), answers, strict=True):
+            kept = self.right if label == answer else self.wrong
+            caption = task.classes[answer] + ("" if label == answer else f", is {task.classes[label]}")
+            if len(kept) < self.SHOWN:
+                kept.append((image, caption))
+
+    def on_validation_end(self, trainer: L.Trainer, task: Classify) -> None:
+        if not self._due(trainer) or not len(task.gathered.indices):
+            return
+        writer, step = _writer(trainer), trainer.global_step
+        matrix = confusion_matrix(task.gathered.predictions, len(task.classes))
+        drawn = io.BytesIO()
+        confusion_plot(matrix, task.classes, drawn)
+        writer.add_image("val/confusion matrix", np.asarray(Image.open(drawn).convert("RGB")), step, dataformats="HWC")
+        for name, pictures in (("right", self.right), ("wrong", self.wrong)):
+            if pictures:
+                drawn = io.BytesIO()
+                gallery(pictures, drawn)
+                writer.add_image(f"val/{name}", np.asarray(Image.open(drawn).convert("RGB")), step, dataformats="HWC")
+
+    def _due(self, trainer: L.Trainer) -> bool:
+        """A few times a run: drawing takes about a second."""
+        epochs = trainer.max_epochs or 1
+        if not trainer.is_global_zero or trainer.sanity_checking:
+            return False
+        every = max(1, epochs // self.times)
+        return trainer.current_epoch % every == 0 or trainer.current_epoch == epochs - 1
+
+
+class StopOnSignal(L.Callback):
+    """The first SIGINT or SIGTERM finishes the step and ends training in order; the second ends it at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        def stop(number: int, frame: Any) -> None:
+            if self.received is not None:
+                raise KeyboardInterrupt
+            self.received = number
+            trainer.should_stop = True
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, stop)
+
+
+def _global_batch(trainer: L.Trainer) -> int:
+    """Pictures that all devices together take in one step."""
+    return int(trainer.train_dataloader.batch_size) * trainer.world_size
+
+
+def _memory_gb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak / 1e6  # bytes there, kilobytes elsewhere
+
+
+def _writer(trainer: L.Trainer) -> Any:
+    assert isinstance(trainer.logger, TensorBoardLogger)
+    return trainer.logger.experiment
+
+
+def _visible(images: torch.Tensor, task: Classify) -> np.ndarray:
+    """Normalised images [B, 3, H, W] -> uint8 [B, H, W, 3]."""
+    pixels = (images + task.normalise.shift) / task.normalise.scale
+    return pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _grid(images: np.ndarray) -> np.ndarray:
+    """Pictures uint8 [B, H, W, 3] -> one of them side by side, in rows, uint8 [H', W', 3]."""
+    side = int(np.ceil(np.sqrt(len(images))))
+    missing = side * side - len(images)
+    images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)])
+    rows = [np.concatenate(list(images[start : start + side]), axis=1) for start in range(0, side * side, side)]
+    return np.concatenate(rows, axis=0)

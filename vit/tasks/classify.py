@@ -1,0 +1,117 @@
+"""Image classification."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vit.data.augment import draw_seed
+from vit.data.config import Preprocessing
+from vit.data.dataset import Batch
+from vit.data.mix import Mix
+from vit.data.normalise import Normalise
+from vit.evaluate.classification import point_metrics
+from vit.models.file import classifier_file
+from vit.models.vision import VisionTransformer
+from vit.tasks.base import Losses, Task
+from vit.tasks.config import Config
+from vit.tasks.rows import Rows
+
+
+class Classify(Task):
+    """One class a picture, by cross-entropy or by a yes or no for every class.
+
+    `counts` holds the training pictures of each class, for `loss.class_weights: balanced`. After validation or test,
+    `gathered` holds the result rows of all processes.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        network: VisionTransformer,
+        classes: Sequence[str],
+        preprocessing: Preprocessing,
+        config: Config,
+        *,
+        counts: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(network, network.architecture.depth, config)
+        self.classes = list(classes)
+        self.preprocessing = preprocessing
+        self.normalise = Normalise(preprocessing)
+        self.mix = Mix(config.augment, len(classes))
+        weights = None
+        if config.loss.class_weights == "balanced" and counts is not None:
+            weights = torch.tensor([sum(counts) / (len(counts) * max(1, count)) for count in counts])
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.rows = Rows()
+        self.unreadable: dict[int, str] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images uint8 [B, 3, H, W] -> logits [B, classes] of the network that is validated."""
+        return self.evaluated(self.normalise(images))
+
+    def losses(self, batch: Batch) -> Losses:
+        """Cross-entropy or binary cross-entropy of a training batch, against soft labels where it is mixed."""
+        self.unreadable.update(batch.failures)
+        images, targets = self.inputs(batch)
+        logits = self.network(images)
+        if not len(batch):  # every picture of the batch was unreadable
+            return {"loss": logits.sum() * 0.0}
+        return {"loss": self._loss(logits, targets)}
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the network sees of a training batch: images float [B, 3, H, W], and labels [B] or [B, classes]."""
+        images = self.normalise(batch.images)
+        if not self.mix.active(self.current_epoch, self.config.train.epochs):
+            return images, batch.labels
+        step = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        seed = draw_seed(self.config.train.seed, step, self.global_rank, 0)
+        return self.mix(images, batch.labels, seed)
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        smoothing = self.config.loss.smoothing
+        if self.config.loss.name == "cross-entropy":
+            return F.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=smoothing)
+        if targets.dim() == 1:
+            targets = F.one_hot(targets, logits.shape[1])
+        targets = targets.float() * (1 - smoothing) + smoothing / logits.shape[1]
+        return F.binary_cross_entropy_with_logits(logits, targets, weight=self.class_weights)
+
+    def on_validation_epoch_start(self) -> None:
+        self.rows = Rows()
+
+    def validation_step(self, batch: Batch, batch_index: int) -> Tensor:
+        logits = self(batch.images)
+        self.rows.add(logits, batch.labels, batch.indices, batch.failures)
+        return logits
+
+    def on_validation_epoch_end(self) -> None:
+        self.gathered = self.rows.gather(len(self.classes))
+        if not len(self.gathered.indices):
+            return
+        metrics = point_metrics(self.gathered.predictions, self.classes)
+        for name in ("loss", "top1", "top5", "balanced_accuracy", "macro_f1"):
+            shown = "accuracy" if name == "top1" else name
+            # every process has all rows, so each logs the same number
+            self.log(f"val/{shown}", metrics[name], rank_zero_only=False, sync_dist=False)
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+
+    def on_test_epoch_end(self) -> None:
+        self.gathered = self.rows.gather(len(self.classes))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Beside the state, what `vit.load` needs: a checkpoint is a model too."""
+        model = classifier_file(self._network, self.classes, asdict(self.preprocessing))
+        checkpoint["vit"] = model.header()
+
+    @property
+    def _network(self) -> VisionTransformer:
+        assert isinstance(self.network, VisionTransformer)
+        return self.network

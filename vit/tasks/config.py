@@ -1,0 +1,125 @@
+"""What can be set about a training run, one dataclass a part. Imports no torch, so `vit --help` answers at once."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vit.data.config import AugmentConfig, DataConfig, require
+from vit.models.architecture import ModelConfig
+
+
+@dataclass
+class OptimConfig:
+    """How weights are changed."""
+
+    name: str = "adamw"
+    """adamw (torch's, fused) or the name of any optimizer that timm has, such as lamb, lion, sgd"""
+    lr: float = 1e-3
+    """highest learning rate"""
+    weight_decay: float = 0.05
+    """decoupled decay; never on biases, norms, positions and tokens"""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    layer_decay: float = 1.0
+    """factor on the learning rate from each block to the one before it (1: the same everywhere)"""
+    clip: float = 1.0
+    """largest norm of the gradient; 0 does not clip"""
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "optim.lr", self.lr, "must be positive")
+        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "must not be negative")
+        require(all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas, "must be in [0, 1)")
+        require(self.eps > 0, "optim.eps", self.eps, "must be positive")
+        require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "must be in (0, 1]")
+        require(self.clip >= 0, "optim.clip", self.clip, "must not be negative")
+
+
+@dataclass
+class ScheduleConfig:
+    """How the learning rate moves through training."""
+
+    name: Literal["cosine", "constant", "wsd"] = "cosine"
+    """after the warm-up: half a cosine down; constant; or stable, then a linear decay (wsd)"""
+    unit: Literal["epochs", "steps"] = "epochs"
+    """what warmup counts in, and how often the rate changes"""
+    warmup: float = 3.0
+    """epochs (or steps) of linear rise from nearly zero"""
+    final: float = 0.01
+    """last learning rate, as a share of the highest"""
+    decay_fraction: float = 0.2
+    """share of training that decays (wsd)"""
+
+    def __post_init__(self) -> None:
+        require(self.warmup >= 0, "schedule.warmup", self.warmup, "must not be negative")
+        require(0 <= self.final <= 1, "schedule.final", self.final, "must be in [0, 1]")
+        require(0 < self.decay_fraction <= 1, "schedule.decay_fraction", self.decay_fraction, "must be in (0, 1]")
+
+
+@dataclass
+class LossConfig:
+    """What is minimised."""
+
+    name: Literal["cross-entropy", "bce"] = "cross-entropy"
+    """bce treats every class as a yes or no of its own (Wightman et al. 2021, Touvron et al. 2022)"""
+    smoothing: float = 0.1
+    """label smoothing (Szegedy et al. 2016)"""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced weighs each class by the inverse of its share of the training pictures"""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.smoothing < 1, "loss.smoothing", self.smoothing, "must be in [0, 1)")
+
+
+@dataclass
+class TrainConfig:
+    """The run itself: length, devices, precision, what is kept."""
+
+    epochs: int = 50
+    seed: int = 0
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    devices: int | str = "auto"
+    """how many devices, or auto for all"""
+    nodes: int = 1
+    strategy: str = "auto"
+    """any of Lightning's strategies, such as ddp or fsdp"""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto is bf16 on GPUs that have it, else fp32"""
+    compile: bool = False
+    """compile the model with torch.compile: slow to start, faster after"""
+    accumulate: int = 1
+    """steps whose gradients are summed before the weights change"""
+    checkpointing: bool = False
+    """recompute activations in the backward pass: less memory, more time"""
+    ema: float = 0.0
+    """decay of the averaged weights, such as 0.999; 0 keeps none. When kept, they are what is validated and used"""
+    monitor: Literal["accuracy", "loss", "balanced_accuracy", "macro_f1"] = "accuracy"
+    """validation metric that chooses the best checkpoint"""
+    patience: int = 0
+    """stop after this many epochs without a better one; 0 never stops early"""
+    validate_every: int = 1
+    """epochs between validations"""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "nodes", "accumulate", "validate_every"):
+            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
+        for name in ("seed", "patience"):
+            require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must not be negative")
+        require(0 <= self.ema < 1, "train.ema", self.ema, "must be in [0, 1)")
+        devices = self.devices
+        numeric = isinstance(devices, int) or devices.isdecimal()
+        require(
+            devices == "auto" or (numeric and int(devices) >= 1), "train.devices", devices, "must be auto or a number"
+        )
+
+
+@dataclass
+class Config:
+    """Everything that a training run is made of."""
+
+    task: Literal["classify"] = "classify"
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)

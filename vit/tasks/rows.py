@@ -1,0 +1,80 @@
+"""One result row a picture: what evaluation keeps while it runs, and gathers from all processes at the end."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vit.evaluate.classification import Predictions
+
+
+@dataclass
+class Rows:
+    """Result rows of classification. Holds a few numbers a picture, never a tensor of the batch."""
+
+    indices: list[np.ndarray] = field(default_factory=list)
+    labels: list[np.ndarray] = field(default_factory=list)
+    top: list[np.ndarray] = field(default_factory=list)
+    probabilities: list[np.ndarray] = field(default_factory=list)
+    losses: list[np.ndarray] = field(default_factory=list)
+    failures: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, logits: Tensor, labels: Tensor, indices: Tensor, failures: list[tuple[int, str]]) -> None:
+        """Keep the rows of a batch: logits [B, classes], labels [B], indices [B] of the pictures in their list."""
+        self.failures += failures
+        logits = logits.float()
+        probabilities, top = logits.softmax(dim=1).topk(min(5, logits.shape[1]), dim=1)
+        losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+        for kept, values in (
+            (self.indices, indices),
+            (self.labels, labels),
+            (self.top, top),
+            (self.probabilities, probabilities),
+            (self.losses, losses),
+        ):
+            kept.append(values.cpu().numpy())
+
+    def gather(self, classes: int) -> "Gathered":
+        """All processes' rows in the order of the list, each picture once."""
+        k = min(5, classes)
+        part = Gathered(
+            indices=_joined(self.indices, (0,), np.int64),
+            predictions=Predictions(
+                labels=_joined(self.labels, (0,), np.int64),
+                top=_joined(self.top, (0, k), np.int64),
+                probabilities=_joined(self.probabilities, (0, k), np.float32),
+                losses=_joined(self.losses, (0,), np.float32),
+            ),
+            failures=self.failures,
+        )
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return _in_order([part])
+        parts: list[Gathered | None] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, part)
+        return _in_order([p for p in parts if p is not None])
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Rows in the order of the list of pictures: `predictions` row i is of picture `indices[i]`."""
+
+    indices: np.ndarray
+    predictions: Predictions
+    failures: list[tuple[int, str]]
+
+
+def _joined(parts: list[np.ndarray], empty: tuple[int, ...], dtype: type) -> np.ndarray:
+    return np.concatenate(parts).astype(dtype) if parts else np.empty(empty, dtype)
+
+
+def _in_order(parts: list[Gathered]) -> Gathered:
+    indices = np.concatenate([part.indices for part in parts])
+    order = np.argsort(indices, kind="stable")
+
+    def ordered(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part.predictions, name) for part in parts])[order]
+
+    predictions = Predictions(ordered("labels"), ordered("top"), ordered("probabilities"), ordered("losses"))
+    failures = sorted(failure for part in parts for failure in part.failures)
+    return Gathered(indices[order], predictions, failures)

@@ -1,0 +1,268 @@
+"""A training run and its folder: set up, trained, and left behind as files that explain themselves."""
+
+import json
+import logging
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.flop_counter import FlopCounterMode
+
+from vit.data.config import Preprocessing
+from vit.data.decode import picture_size
+from vit.data.folders import Listing, write_split
+from vit.data.module import ImageFolderData
+from vit.errors import ConfigError, UnreadableImage, display_path
+from vit.files import write_text
+from vit.models.architecture import ModelConfig, VisionArchitecture, pick
+from vit.models.file import ModelFile, architecture_from, load_model, save_model, start_from
+from vit.models.vision import VisionTransformer
+from vit.tasks.callbacks import Finite, MetricsFile, Pictures, Progress, Speed, StopOnSignal
+from vit.tasks.checkpoints import WholeCheckpoints
+from vit.tasks.classify import Classify
+from vit.tasks.config import Config, TrainConfig
+
+log = logging.getLogger("vit")
+
+
+@dataclass
+class Setup:
+    """All that a run needs, decided before the first step."""
+
+    config: Config
+    listing: Listing
+    architecture: VisionArchitecture
+    preprocessing: Preprocessing
+    start: ModelFile | None
+
+
+def set_up(listing: Listing, config: Config) -> Setup:
+    """Settle what the configuration left open, from the pictures or from the weights to start with.
+
+    Raises ConfigError where settings, pictures and weights do not go together.
+    """
+    classes = len(listing.classes)
+    if config.model.init is None:
+        typical = typical_side(listing)
+        name = pick(typical)[0] if config.model.name == "auto" else config.model.name
+        architecture = config.model.resolve(classes=classes, picture_size=typical)
+        preprocessing = _preprocessing(config, architecture)
+        model = replace(config.model, name=name, image_size=architecture.image_size)
+        return Setup(replace(config, model=model), listing, architecture, preprocessing, None)
+    start = load_model(Path(config.model.init))
+    architecture = _architecture_like(start, config.model, classes)
+    preprocessing = replace(_preprocessing(config, architecture), **_colours(start))
+    model = replace(config.model, image_size=architecture.image_size)
+    data = replace(config.data, **_colours(start))
+    return Setup(replace(config, model=model, data=data), listing, architecture, preprocessing, start)
+
+
+def typical_side(listing: Listing, sample: int = 32) -> int:
+    """Median short side in pixels of some training pictures, from their headers."""
+    pictures = listing.splits["train"]
+    sides = []
+    for picture in pictures[:: max(1, len(pictures) // sample)]:
+        try:
+            sides.append(min(picture_size(picture.path)))
+        except (UnreadableImage, OSError):
+            continue
+    return int(statistics.median(sides)) if sides else 224
+
+
+def make_task(setup: Setup) -> Classify:
+    """The network, fresh or from the weights to start with, inside its task."""
+    network = VisionTransformer(setup.architecture)
+    if setup.start is not None:
+        start_from(setup.start, network)
+    network.checkpointing = setup.config.train.checkpointing
+    counts = Counter(sample.label for sample in setup.listing.splits["train"])
+    classes = setup.listing.classes
+    task = Classify(
+        network, classes, setup.preprocessing, setup.config, counts=[counts[label] for label in range(len(classes))]
+    )
+    if setup.config.train.compile:
+        network.compile()
+    return task
+
+
+def make_trainer(config: Config, run: Path | None, stop: StopOnSignal | None = None) -> L.Trainer:
+    """Lightning's Trainer for a run folder; without one, a trainer that only evaluates."""
+    train = config.train
+    shared: dict[str, Any] = {
+        "accelerator": train.accelerator,
+        "devices": int(train.devices) if str(train.devices).isdecimal() else train.devices,
+        "num_nodes": train.nodes,
+        "strategy": train.strategy,
+        "precision": lightning_precision(train),
+        "use_distributed_sampler": False,  # ours share the pictures out exactly
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
+    if run is None:
+        return L.Trainer(logger=False, enable_checkpointing=False, **shared)
+    return L.Trainer(
+        max_epochs=train.epochs,
+        accumulate_grad_batches=train.accumulate,
+        check_val_every_n_epoch=train.validate_every,
+        log_every_n_steps=10,
+        logger=TensorBoardLogger(save_dir=run, name="", version="tensorboard", default_hp_metric=False),
+        callbacks=_callbacks(config, run, stop or StopOnSignal()),
+        plugins=[WholeCheckpoints()],
+        default_root_dir=run,
+        **shared,
+    )
+
+
+def lightning_precision(train: TrainConfig) -> Any:
+    """`auto` is bf16 where a GPU has it, else fp32."""
+    name = train.precision
+    if name == "auto":
+        on_gpu = train.accelerator in ("auto", "gpu") and torch.cuda.is_available()
+        name = "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[name]
+
+
+def fit(setup: Setup, run: Path, trainer: L.Trainer, task: Classify, *, resume: Path | None = None) -> None:
+    """Train, then leave the best weights as RUN/model.safetensors."""
+    config = setup.config
+    data = ImageFolderData(setup.listing, config.data, config.augment, setup.preprocessing, config.train.seed)
+    trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
+    if trainer.should_stop and trainer.is_global_zero and trainer.current_epoch < config.train.epochs:
+        log.info("stopped in epoch %d", trainer.current_epoch + 1)
+    trainer.save_checkpoint(run / "checkpoints" / "last.ckpt")
+    if trainer.is_global_zero:
+        export(run)
+
+
+def export(run: Path) -> ModelFile:
+    """Write RUN/model.safetensors from the best checkpoint, or from the last where nothing was validated."""
+    best, last = (run / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    model = load_model(best if best.exists() else last)
+    model.origin = "trained by vit"
+    save_model(model, run / "model.safetensors")
+    return model
+
+
+def prepare_folder(run: Path) -> None:
+    """Make an empty run folder. Raises ConfigError where there is something in it already."""
+    if run.is_dir() and any(run.iterdir()):
+        raise ConfigError(f"--out {display_path(run)}: not empty; name another, or continue it by --resume")
+    try:
+        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (run / "checkpoints" / ".writable").touch()
+        (run / "checkpoints" / ".writable").unlink()
+    except OSError as error:
+        raise ConfigError(f"--out {display_path(run)}: {(error.strerror or str(error)).lower()}") from error
+
+
+def describe_folder(setup: Setup, run: Path, config_yaml: str) -> None:
+    """Write what is known before training: config.yaml, classes.json, split.csv, environment.json."""
+    write_text(run / "config.yaml", config_yaml)
+    write_text(run / "classes.json", json.dumps(list(setup.listing.classes), indent=1) + "\n")
+    write_split(setup.listing, run / "split.csv")
+    write_text(run / "environment.json", json.dumps(environment(), indent=1) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine, command and the state of the code, for whoever reads the run later."""
+    packages = ("vit-pipeline", "torch", "torchvision", "timm", "lightning", "albumentations", "numpy", "pillow")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "versions": versions,
+        "git": _git_state(),
+    }
+
+
+def flops_per_image(architecture: VisionArchitecture) -> int:
+    """Floating-point operations of one forward pass, a multiplication and an addition counted as two."""
+    with torch.device("meta"):
+        network = VisionTransformer(architecture)
+        image = torch.empty(1, architecture.channels, *architecture.image_size)
+    with FlopCounterMode(display=False) as counter:
+        network(image)
+    return counter.get_total_flops()
+
+
+def _callbacks(config: Config, run: Path, stop: StopOnSignal) -> list[L.Callback]:
+    monitor = f"val/{config.train.monitor}"
+    mode = "min" if config.train.monitor == "loss" else "max"
+    callbacks: list[L.Callback] = [
+        Speed(),
+        Finite(),
+        Progress(),
+        MetricsFile(run / "metrics.csv"),
+        Pictures(),
+        LearningRateMonitor(logging_interval="step"),
+        stop,
+        ModelCheckpoint(run / "checkpoints", "best", monitor=monitor, mode=mode, enable_version_counter=False),
+        ModelCheckpoint(run / "checkpoints", "last", save_on_train_epoch_end=True, enable_version_counter=False),
+    ]
+    if config.train.patience:
+        callbacks.append(EarlyStopping(monitor, mode=mode, patience=config.train.patience))
+    return callbacks
+
+
+def _preprocessing(config: Config, architecture: VisionArchitecture) -> Preprocessing:
+    data = config.data
+    return Preprocessing(
+        architecture.image_size, data.resize, data.crop_fraction, data.interpolation, data.mean, data.std
+    )
+
+
+def _colours(start: ModelFile) -> dict[str, Any]:
+    """What the first weights expect of a picture's numbers, whatever its size."""
+    return {
+        "interpolation": start.preprocessing["interpolation"],
+        "mean": tuple(start.preprocessing["mean"]),
+        "std": tuple(start.preprocessing["std"]),
+    }
+
+
+def _architecture_like(start: ModelFile, model: ModelConfig, classes: int) -> VisionArchitecture:
+    """The file's architecture with this run's classes, picture size and regularisation."""
+    old = architecture_from(start.architecture)
+    size = model.image_size if model.image_size is not None else old.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return replace(
+        old,
+        classes=classes,
+        image_size=(height, width),
+        dropout=model.dropout,
+        attention_dropout=model.attention_dropout,
+        drop_path=model.drop_path,
+    )
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit and cleanliness of the working folder, where it is a git checkout."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+        dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit.stdout.strip(), "clean": not dirty.stdout.strip()}
