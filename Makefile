@@ -1,0 +1,55 @@
+# The two commands: `make demo` trains, evaluates and predicts on real handwritten digits; `make test` runs the tests.
+# Both set everything up themselves: they need Python 3.11 or newer and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# Larger data for some tests and benchmarks; they make their own small data, or say why not, without it.
+ifneq ($(wildcard ../shared/data),)
+export VIT_TEST_DATA ?= $(abspath ../shared/data)
+endif
+
+.PHONY: demo test slow check lint bench install clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'vit needs Python 3.11 or newer')"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: install
+	$(BIN)/vit data make digits demo/digits
+	rm -rf demo/run
+	$(BIN)/vit train demo/digits --config configs/classify/digits.yaml --out demo/run
+	$(BIN)/vit evaluate demo/run demo/digits
+	$(BIN)/vit predict demo/run demo/digits/val/0 demo/digits/val/7 --top 2 --out demo/predictions.jsonl
+	head -n 3 demo/predictions.jsonl
+	@echo
+	@echo "pictures      demo/digits"
+	@echo "run           demo/run          (tensorboard --logdir demo/run)"
+	@echo "report        demo/run/evaluation"
+	@echo "predictions   demo/predictions.jsonl"
+
+test: install
+	$(BIN)/python -m pytest
+
+slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test
+
+bench: install
+	$(BIN)/python scripts/bench_startup.py
+	$(BIN)/python scripts/bench_train_cpu.py
+
+clean:
+	rm -rf demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache

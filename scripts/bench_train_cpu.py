@@ -1,0 +1,160 @@
+"""Training on the processor: images a second of `vit train` beside the loop of timm's training script.
+
+    python scripts/bench_train_cpu.py [FOLDER] [--repeats 3]
+
+Same architecture (timm's VisionTransformer with our sizes), same folder of pictures, same batch, crop, flip, optimizer
+and number of workers. timm's script is no part of its package: its loop is written out here with timm's own dataset,
+loader, optimizer and loss. One epoch to warm up, then one that is timed, ours and timm's in turn. Without FOLDER, 2 560
+CIFAR-10 pictures are taken from the folder in VIT_TEST_DATA, or random ones are made.
+"""
+
+import argparse
+import csv
+import io
+import os
+import statistics
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from timm.data import create_dataset, create_loader
+from timm.loss import LabelSmoothingCrossEntropy
+from timm.models.vision_transformer import VisionTransformer
+from timm.optim import create_optimizer_v2
+
+from vit.cli.main import main as vit
+from vit.models.architecture import SIZES, parse_name
+
+PICTURES = 2560
+
+
+def make_folder(target: Path) -> None:
+    """A folder of 2 560 32 x 32 JPEG files in ten classes."""
+    archive = Path(os.environ.get("VIT_TEST_DATA", "")) / "cifar10.tar.gz"
+    if archive.is_file():
+        counts: dict[str, int] = {}
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                name = Path(member.name).parent.name
+                if member.isfile() and "train/" in member.name and counts.get(name, 0) < PICTURES // 10:
+                    counts[name] = counts.get(name, 0) + 1
+                    (target / name).mkdir(parents=True, exist_ok=True)
+                    (target / name / Path(member.name).name).write_bytes(tar.extractfile(member).read())
+        return
+    random = np.random.default_rng(0)
+    for index in range(PICTURES):
+        folder = target / f"class{index % 10}"
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = io.BytesIO()
+        Image.fromarray(random.integers(0, 255, (32, 32, 3), np.uint8)).save(stream, "JPEG", quality=92)
+        (folder / f"{index}.jpg").write_bytes(stream.getvalue())
+
+
+def timm_epochs(folder: Path, name: str, side: int, batch: int, workers: int, bf16: bool) -> float:
+    """Images a second of the second epoch of timm's loop."""
+    torch.manual_seed(0)
+    size, patch = parse_name(name)
+    model = VisionTransformer(
+        img_size=side,
+        patch_size=patch,
+        embed_dim=size.dim,
+        depth=size.depth,
+        num_heads=size.heads,
+        mlp_ratio=size.hidden / size.dim,
+        num_classes=10,
+    )
+    loader = create_loader(
+        create_dataset("folder", root=str(folder), split="train", is_training=True),
+        input_size=(3, side, side),
+        batch_size=batch,
+        is_training=True,
+        no_aug=False,
+        scale=(0.35, 1.0),
+        color_jitter=None,
+        num_workers=workers,
+        interpolation="bicubic",
+        device=torch.device("cpu"),
+    )
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05)
+    loss_function = LabelSmoothingCrossEntropy(0.1)
+    model.train()
+    for _ in range(2):
+        started, images = time.perf_counter(), 0
+        for pictures, labels in loader:
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = loss_function(model(pictures), labels)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            loss.item()  # the script keeps a running mean
+            images += len(labels)
+        seconds = time.perf_counter() - started
+    return images / seconds
+
+
+def our_epochs(folder: Path, name: str, side: int, batch: int, workers: int, bf16: bool, compiled: bool) -> float:
+    """Images a second of the second epoch of `vit train`, from its metrics.csv."""
+    with tempfile.TemporaryDirectory() as out:
+        code = vit(
+            [
+                "train",
+                str(folder),
+                f"--out={out}/run",
+                f"--model.name={name}",
+                f"--model.image_size={side}",
+                f"--data.batch_size={batch}",
+                f"--data.workers={workers}",
+                "--data.val_fraction=0.01",
+                "--train.epochs=2",
+                "--train.validate_every=2",
+                "--train.accelerator=cpu",
+                f"--train.precision={'bf16' if bf16 else 'fp32'}",
+                f"--train.compile={'true' if compiled else 'false'}",
+            ]
+        )
+        assert code == 0
+        with open(f"{out}/run/metrics.csv", newline="") as file:
+            return float(list(csv.DictReader(file))[1]["train/images_per_second"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--names", nargs="+", default=["mini/4"], help=f"sizes of {', '.join(SIZES)}, with a patch")
+    parser.add_argument("--side", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(options.folder or made)
+        if not options.folder:
+            make_folder(folder)
+        shared = (options.side, options.batch, options.workers)
+        results: dict[str, list[float]] = {}
+        for _ in range(options.repeats):
+            for name in options.names:
+                for precision in ("fp32", "bf16"):
+                    bf16 = precision == "bf16"
+                    results.setdefault(f"{name} {precision} timm", []).append(timm_epochs(folder, name, *shared, bf16))
+                    for compiled in (False, True):
+                        row = f"{name} {precision} vit{' compiled' if compiled else ''}"
+                        speed = our_epochs(folder, name, *shared, bf16, compiled)
+                        results.setdefault(row, []).append(speed)
+    print(f"\ntorch {torch.__version__}, timm {timm.__version__}, {torch.get_num_threads()} threads")
+    print(f"{'model, precision, program':34} {'images/s':>9} {'ratio':>6}  (lowest to highest ratio, same round)")
+    for row, speeds in results.items():
+        base = results[" ".join(row.split()[:2]) + " timm"]
+        ratios = [ours / theirs for ours, theirs in zip(speeds, base, strict=True)]
+        median = statistics.median(ratios)
+        print(f"{row:34} {statistics.median(speeds):9.0f} {median:6.2f}  ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
+if __name__ == "__main__":
+    main()
