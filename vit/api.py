@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from vit.data.config import Preprocessing
-from vit.data.decode import decode
+from vit.data.decode import decode, to_rgb
 from vit.data.normalise import Normalise
 from vit.data.transforms import EvaluationTransform
 from vit.models.file import Weights, build_network, load_model
@@ -75,6 +75,8 @@ class Classifier:
 
     def _batches(self, images: Any, batch_size: int) -> Iterator[Tensor]:
         if isinstance(images, Tensor) and images.is_floating_point():
+            if images.dim() != 4:
+                raise ValueError(f"preprocessed images must be float [B, 3, H, W], got {list(images.shape)}")
             yield from images.to(self.device).split(batch_size)
             return
         if isinstance(images, Tensor) and images.dim() == 4:
@@ -114,7 +116,7 @@ def _as_array(image: Picture) -> np.ndarray:
     if isinstance(image, str | Path):
         return decode(image)
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return to_rgb(image)
     array: np.ndarray = image.permute(1, 2, 0).cpu().numpy() if isinstance(image, Tensor) else image
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise ValueError(f"a picture must be uint8 [H, W, 3], got {array.dtype} {list(array.shape)}")

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,18 +19,21 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
         with temporary.open("rb+") as written:
+            os.chmod(temporary, mode)  # safetensors leaves files that only their owner can read
             os.fsync(written.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
         raise VitError(f"cannot write {display_path(path)}: {_reason(error)}") from error
     except Exception as error:
-        # Writers in other languages report a full disk in words of their own; ask the disk.
-        if _disk_is_full(path.parent):
-            raise VitError(f"cannot write {display_path(path)}: no space left on the disk") from error
-        raise
+        cause = _cause(error, temporary)
+        if cause is None:
+            raise
+        raise VitError(f"cannot write {display_path(path)}: {_reason(cause)}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -47,11 +51,17 @@ def _reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
-def _disk_is_full(folder: Path) -> bool:
+def _cause(error: Exception, temporary: Path) -> OSError | None:
+    """What the system refused a writer in another language, who reports a full disk in words of its own."""
+    if (number := re.search(r"\(os error (\d+)\)", str(error))) is not None:  # safetensors, in Rust
+        code = int(number.group(1))
+        return OSError(code, os.strerror(code))
     try:
-        return os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize < 1 << 20
-    except OSError:
-        return False
+        with temporary.open("ab") as file:  # torch, in C++, keeps the reason to itself: write on, and see
+            file.write(bytes(1 << 20))
+    except OSError as cause:
+        return cause
+    return None
 
 
 def _sync_folder(folder: Path) -> None:

@@ -221,7 +221,9 @@ def test_wrong_usage_exits_2(argv, capsys):
     with pytest.raises(SystemExit) as caught:
         main(argv)
     assert caught.value.code == 2
-    assert "usage: vit data" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("vit: ")
+    assert error.count("\n") == 1
 
 
 def test_help_imports_nothing_heavy():

@@ -227,6 +227,14 @@ def test_a_new_head_is_where_the_model_is() -> None:
     assert {p.device.type for p in model.parameters()} == {"meta"}
 
 
+@pytest.mark.parametrize("mlp", ["mlp", "swiglu"])
+def test_dropout_reaches_every_place(mlp: str) -> None:
+    model = build(mlp=mlp, pool="attention", dropout=0.3, attention_dropout=0.2)
+    dropouts = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
+    assert dropouts == [0.3] * (1 + 3 * 2)  # after the positions; after attention and MLP of each block and the pool
+    assert [m.attention_dropout for m in model.modules() if isinstance(m, Attention)] == [0.2] * 3
+
+
 def test_sine_positions_are_neither_learned_nor_saved() -> None:
     model = build(positions="sincos")
     assert not [key for key in model.state_dict() if "pos" in key or "sincos" in key]

@@ -6,18 +6,23 @@ nothing in it can name code. Unknown keys are refused with the nearest one that 
 """
 
 import difflib
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from vit.errors import ConfigError
+from vit.data.config import require
+from vit.errors import ConfigError, display_path
 from vit.tasks.config import Config
 
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null")}
+
+_OPTIONS = ["config", "out", "resume", "print-config"]  # of vit train, beside the keys
 
 
 def leaf_keys(part: type = Config, prefix: str = "") -> list[str]:
@@ -45,42 +50,64 @@ def compose(files: list[str], overrides: list[str]) -> Config:
     parser = config_parser()
     try:
         namespace = parser.parse_args(words + _checked(overrides))
-        return Config(**parser.instantiate(namespace).as_dict())
+        config = Config(**parser.instantiate(namespace).as_dict())
     except ConfigError:
         raise
     except Exception as error:  # jsonargparse raises several kinds
         raise ConfigError(_in_one_line(error)) from error
+    for key in leaf_keys():
+        value = attrgetter(key)(config)
+        numbers = [n for n in (value if isinstance(value, tuple) else [value]) if isinstance(n, float)]
+        require(all(map(math.isfinite, numbers)), key, value, "must be finite")
+    return config
 
 
 def yaml_words(path: Path) -> list[str]:
     """A YAML file as `--part.key=value` words. Raises ConfigError naming file and line."""
     try:
+        root = _read(path)
+        return [f"--{key}={value}" for key, value in _leaves(root, "", path)] if root else []
+    except RecursionError as error:  # brackets by the hundred, or a list that holds itself
+        raise ConfigError(f"{display_path(path)}: nested too deeply") from error
+
+
+def _read(path: Path) -> yaml.MappingNode | None:
+    """The mapping that a YAML file holds, None for an empty one."""
+    try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise ConfigError(f"--config {path}: {reason}") from error
+        reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "not a text file"
+        raise ConfigError(f"--config {display_path(path)}: {reason}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
-    if root is None:
-        return []
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise ConfigError(f"{where}: not valid YAML: {problem}") from error
+    if root is None or root.tag.endswith(":null"):
+        return None
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{path}: expected keys and values, such as `optim:` with `lr: 0.001` below it")
-    return [f"--{key}={value}" for key, value in _leaves(root, "", path)]
+    return root
 
 
 def _leaves(node: yaml.MappingNode, prefix: str, path: Path) -> Iterator[tuple[str, str]]:
     known = leaf_keys()
     seen = set()
+    _refuse_tags(node, prefix.removesuffix(".") or "the file", f"{path}:{node.start_mark.line + 1}")
     for key_node, value in node.value:
-        key = f"{prefix}{key_node.value}"
         where = f"{path}:{key_node.start_mark.line + 1}"
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise ConfigError(f"{where}: a key must be a word")
+        key = f"{prefix}{key_node.value}"
         if key in seen:
             raise ConfigError(f"{where}: key {key} stands twice")
         seen.add(key)
-        if isinstance(value, yaml.MappingNode) and any(name.startswith(key + ".") for name in known):
+        is_part = any(name.startswith(key + ".") for name in known)
+        if is_part and isinstance(value, yaml.MappingNode):
             yield from _leaves(value, key + ".", path)
+        elif is_part:
+            if not value.tag.endswith(":null"):  # `optim:` with nothing below it says nothing
+                raise ConfigError(f"{where}: {key} takes keys below it, not a value")
         elif key in known:
             yield key, _value_text(value, key, where)
         else:
@@ -89,13 +116,18 @@ def _leaves(node: yaml.MappingNode, prefix: str, path: Path) -> Iterator[tuple[s
 
 def _value_text(node: yaml.Node, key: str, where: str) -> str:
     """A scalar as it was written, a list in brackets."""
-    if node.tag not in _PLAIN_TAGS:
-        raise ConfigError(f"{where}: {key} has the tag {node.tag}; only plain values are read")
+    _refuse_tags(node, key, where)
     if isinstance(node, yaml.ScalarNode):
         return "null" if node.tag.endswith(":null") else str(node.value)
     if isinstance(node, yaml.SequenceNode):
         return "[" + ", ".join(_value_text(item, key, where) for item in node.value) + "]"
     raise ConfigError(f"{where}: {key} takes one value, not keys below it")
+
+
+def _refuse_tags(node: yaml.Node, key: str, where: str) -> None:
+    """YAML's tags can name code; they are refused wherever they stand."""
+    if node.tag not in _PLAIN_TAGS:
+        raise ConfigError(f"{where}: {key} has the tag {node.tag}; only plain values are read")
 
 
 def _checked(overrides: list[str]) -> list[str]:
@@ -117,7 +149,7 @@ def _checked(overrides: list[str]) -> list[str]:
 
 
 def _nearest(key: str, dashes: str = "") -> str:
-    known = leaf_keys()
+    known = leaf_keys() + (_OPTIONS if dashes else [])
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not near:  # the right name under the wrong part
         near = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]][:1]

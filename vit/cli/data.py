@@ -1,8 +1,9 @@
 """`vit data`: look through a data set, or make the small default one."""
 
-import argparse
 import json
 import sys
+
+from vit.cli.arguments import Parser
 
 _PROGRESS_EVERY = 100  # pictures
 
@@ -15,8 +16,8 @@ def main(argv: list[str]) -> int:
     return _make_digits(arguments.out)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("vit data", description="Look through a data set, or make the small default one.")
+def _parser() -> Parser:
+    parser = Parser("vit data", description="Look through a data set, or make the small default one.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="check|make")
     check = commands.add_parser(
         "check",

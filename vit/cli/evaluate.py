@@ -1,6 +1,5 @@
 """`vit evaluate MODEL DATA`."""
 
-import argparse
 import contextlib
 import csv
 import json
@@ -11,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vit.cli.arguments import Parser
 from vit.data.config import DataConfig, Preprocessing
-from vit.errors import DataError, display_path
+from vit.errors import ConfigError, DataError, display_path
 from vit.files import whole_file, write_text
 from vit.tasks.config import Config, TrainConfig
 
@@ -25,7 +25,7 @@ log = logging.getLogger("vit")
 
 def main(argv: list[str]) -> int:
     """Parse, then evaluate. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="vit evaluate", description="Honest numbers of a trained model.")
+    parser = Parser(prog="vit evaluate", description="Honest numbers of a trained model.")
     parser.add_argument("model", metavar="MODEL", help="run folder, .safetensors model file or .ckpt")
     parser.add_argument("data", metavar="DATA", help="folder of classes, or with test/ or val/ of such, or a list")
     parser.add_argument("--out", help="folder for the report (default: evaluation/ in the run folder, or here)")
@@ -57,6 +57,10 @@ def evaluate(
     from vit.data.folders import list_evaluation
     from vit.models.file import build_network, load_model
 
+    run = Path(model) if Path(model).is_dir() else Path(model).parent
+    folder = Path(out) if out else (run if Path(model).is_dir() else Path()) / "evaluation"
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out {display_path(folder)}: not a folder")
     file = load_model(Path(model))
     network = build_network(file, weights, source=model)
     listing = list_evaluation(data, file.classes, split=split)
@@ -76,15 +80,14 @@ def evaluate(
     trainer.test(task, datamodule=loaders, verbose=False)
     seconds = time.perf_counter() - started
     if trainer.is_global_zero:
-        folder = Path(out) if out else (Path(model) if Path(model).is_dir() else Path()) / "evaluation"
         facts = {
             "model": str(model),
             "weights": weights or ("raw" if file.ema is None else "ema"),
             "data": str(data),
             "split": name,
             "images_per_second": round(len(task.gathered.indices) / seconds, 1),
+            "trained_on": _trained_on(run, samples),
         }
-        facts["trained_on"] = _trained_on(Path(model), samples)
         _report(folder, facts, task.gathered, samples, file.classes, listing, preprocessing)
     return 0
 
@@ -206,7 +209,8 @@ def _print_summary(
     log.info("pictures           %d of %s", metrics["count"], display_path(facts["data"]))
     if facts["trained_on"]:
         log.info("TRAINED ON         %d of them: these numbers flatter the model", facts["trained_on"])
-        held_out = display_path(Path(facts["model"]) / "split.csv")
+        model = Path(facts["model"])
+        held_out = display_path((model if model.is_dir() else model.parent) / "split.csv")
         log.info("                   held-out pictures: vit evaluate %s %s", display_path(facts["model"]), held_out)
     log.info("accuracy           %s", share("top1"))
     log.info("top-5 accuracy     %s", share("top5"))

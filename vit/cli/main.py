@@ -28,17 +28,40 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130 interrupted, 143 te
 
 def run() -> None:
     """The console script."""
-    code = main(sys.argv[1:])
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-    # Worker threads of libraries must not keep a finished command from ending.
-    sys.exit(code)
+    try:
+        # Worker threads of libraries must not keep a finished command from ending.
+        sys.exit(main(sys.argv[1:]))
+    finally:
+        try:
+            _flush()
+        except OSError:
+            _discard_output()
 
 
 def main(argv: list[str]) -> int:
     """Run one command. Returns the exit code; failures are one to three lines on standard error."""
-    debug = "--debug" in argv
-    argv = [word for word in argv if word != "--debug"]
+    options = argv[: argv.index("--")] if "--" in argv else argv
+    debug = "--debug" in options
+    try:
+        code = _main([word for word in options if word != "--debug"] + argv[len(options) :])
+        _flush()
+        return code
+    except VitError as error:
+        if debug:
+            raise
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        _discard_output()
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        return _fail(_in_words(error), 1)
+
+
+def _main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(HELP, end="")
         return 0 if argv else 2
@@ -48,22 +71,7 @@ def main(argv: list[str]) -> int:
         print(__version__)
         return 0
     _log_to_stdout()
-    try:
-        return _command(argv[0])(argv[1:])
-    except VitError as error:
-        if debug:
-            raise
-        return _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
-    except BrokenPipeError:
-        # whoever read the output has seen enough; nothing more can be written, nor need be
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:
-        if debug:
-            raise
-        return _fail(_in_words(error), 1)
+    return _command(argv[0])(argv[1:])
 
 
 def _command(name: str) -> Callable[[list[str]], int]:
@@ -113,9 +121,26 @@ def _in_words(error: Exception) -> str:
 def _log_to_stdout() -> None:
     """What commands tell goes to standard output, through the logger `vit`, so that a run's log.txt holds it too."""
     log = logging.getLogger("vit")
-    if not log.handlers:
-        handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
+    if not any(isinstance(handler, _Print) for handler in log.handlers):
+        log.addHandler(_Print())
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+class _Print(logging.Handler):
+    """Prints to what is standard output at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # A reader that has gone, as in `vit train DATA | head`, does not end the work; log.txt holds the rest.
+        with contextlib.suppress(OSError):
+            print(self.format(record), flush=True)
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # None where the shell has closed it
+        sys.stdout.flush()
+
+
+def _discard_output() -> None:
+    """Whoever read the output has seen enough; nothing more can be written, nor need be."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

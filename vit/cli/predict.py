@@ -1,6 +1,5 @@
 """`vit predict MODEL PATH...`."""
 
-import argparse
 import csv
 import json
 import sys
@@ -12,7 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from vit.errors import UnreadableImage, display_path
+from vit.cli.arguments import Parser
+from vit.errors import ConfigError, UnreadableImage, display_path
 from vit.files import whole_file
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ Record = dict[str, Any]
 
 def main(argv: list[str]) -> int:
     """Parse, then predict. Returns the exit code: 1 where a picture could not be read."""
-    parser = argparse.ArgumentParser(prog="vit predict", description="Labels for pictures.")
+    parser = Parser(prog="vit predict", description="Labels for pictures.")
     parser.add_argument("model", metavar="MODEL", help="run folder, .safetensors model file or .ckpt")
     parser.add_argument(
         "paths", metavar="PATH", nargs="+", help="files, folders, globs; - reads a list from standard input"
@@ -43,7 +43,12 @@ def main(argv: list[str]) -> int:
     from vit.api import load
     from vit.data.folders import find_images
 
-    classifier = load(options.model, weights=options.weights, device=options.device)
+    try:
+        classifier = load(options.model, weights=options.weights, device=options.device)
+    except RuntimeError as error:  # torch's, where there is no such device
+        if options.device is None:
+            raise
+        raise ConfigError(f"--device {options.device}: {str(error).partition('. ')[0]}") from error
     paths = find_images(_given(options.paths))
     failed = 0
     with ExitStack() as stack:
@@ -114,7 +119,7 @@ def _given(paths: list[str]) -> Iterator[str]:
             yield path
             continue
         text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
-        yield from (line for line in (text.split("\0") if "\0" in text else text.splitlines()) if line)
+        yield from (line for line in text.split("\0" if "\0" in text else "\n") if line)
 
 
 def _writer(form: str, stream: IO[str], top: int) -> Callable[[Record], None]:

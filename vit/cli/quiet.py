@@ -19,5 +19,6 @@ def quiet_lightning() -> None:
         ".*mid-epoch.*",
         ".*isn't a directory to save.*",
         ".*LeafSpec.*",
+        ".*sync_dist=True.*",  # every device has the same number already
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -1,13 +1,18 @@
 """`vit train DATA`."""
 
+import contextlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from vit.cli.config import compose, config_parser, to_yaml
 from vit.errors import ConfigError, display_path
 from vit.tasks.config import Config
+
+log = logging.getLogger("vit")
 
 USAGE = """usage: vit train DATA [--config FILE ...] [--out RUN] [--resume] [--part.key value ...]
 
@@ -46,7 +51,7 @@ def main(argv: list[str]) -> int:
         elif word == "--":
             data += list(rest)
         elif word.startswith("--"):
-            words += [word] if equals else [word, _next(rest, word)]
+            words += [word] if equals else [word, *islice(rest, 1)]  # compose tells of a missing value
         else:
             data.append(word)
     config = compose(files, words)
@@ -79,20 +84,25 @@ def train(data: str, config: Config, *, out: str | None = None, resume: bool = F
 
     check_optimizer(config.optim.name)
     setup = set_up(listing, config)
+    stop = StopOnSignal()
+    trainer = make_trainer(setup.config, run, stop)
     L.seed_everything(config.train.seed, workers=True, verbose=False)
     first = _is_first_process()
     if first and not resume:
         prepare_folder(run)
         describe_folder(setup, run, to_yaml(setup.config))
-    logging.getLogger("vit").addHandler(_log_file(run) if first else logging.NullHandler())
-    task = make_task(setup)
-    if first:
-        before_training(setup, task, run)
-    stop = StopOnSignal()
-    trainer = make_trainer(setup.config, run, stop)
-    fit(setup, run, trainer, task, resume=run / "checkpoints" / "last.ckpt" if resume else None)
-    if trainer.is_global_zero:
-        after_training(setup, task, run)
+    with _log_file(run) if first else contextlib.nullcontext():
+        task = make_task(setup)
+        if first:
+            before_training(setup, task, run)
+        try:
+            fit(setup, run, trainer, task, resume=run / "checkpoints" / "last.ckpt" if resume else None)
+        except SystemExit:  # Lightning's way out at a signal
+            if stop.received is None:
+                raise
+            return 128 + stop.received
+        if trainer.is_global_zero:
+            after_training(setup, task, run)
     return 0 if stop.received is None else 128 + stop.received
 
 
@@ -116,10 +126,17 @@ def _is_first_process() -> bool:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
-def _log_file(run: Path) -> logging.Handler:
+@contextlib.contextmanager
+def _log_file(run: Path) -> Iterator[None]:
+    """What is told inside the block is also written to RUN/log.txt, with the time."""
     handler = logging.FileHandler(run / "log.txt", encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    return handler
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
 
 
 def _next(words: object, key: str) -> str:
@@ -135,4 +152,6 @@ def _settings_help() -> str:
 
     _os.environ.setdefault("COLUMNS", "110")
     text = config_parser().format_help()
-    return text[text.index("Everything that") :] if "Everything that" in text else text
+    settings = text[text.index("Everything that") :].splitlines()
+    # jsonargparse would take a file for each part; we take files as a whole, by --config
+    return "\n".join(line for line in settings if not line.endswith("Path to a configuration file.")) + "\n"

@@ -27,7 +27,7 @@ class Preprocessing:
     size: tuple[int, int]
     """height, width in pixels"""
     resize: Resize = "crop"
-    crop_fraction: float = 0.875
+    crop_fraction: float = 1.0
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -58,7 +58,7 @@ class DataConfig:
     """share of each class held out for a final test when DATA has no test folder"""
     resize: Resize = "crop"
     """how pictures of another shape are fitted when not training"""
-    crop_fraction: float = 0.875
+    crop_fraction: float = 1.0
     """share of the resized short side that the centre crop keeps (resize: crop)"""
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)

@@ -144,7 +144,6 @@ def image_loader(
     workers: int,
     pin_memory: bool = False,
     drop_last: bool = False,
-    persistent_workers: bool = False,
 ) -> "DataLoader[Batch]":
     """A loader of `Batch` in the sampler's order; `workers` as in `worker_count`, never more than there are batches."""
     workers = min(worker_count(workers), -(-len(sampler) // batch_size))  # type: ignore[arg-type]
@@ -157,7 +156,7 @@ def image_loader(
         pin_memory=pin_memory,
         drop_last=drop_last,
         worker_init_fn=_start_worker,
-        persistent_workers=persistent_workers and workers > 0,
+        persistent_workers=workers > 0,
     )
 
 

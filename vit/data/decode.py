@@ -86,7 +86,7 @@ def decode(source: str | os.PathLike[str] | bytes, max_pixels: int = 100_000_000
         pixels = _decode_jpeg(data) if image.format == "JPEG" and image.mode in ("RGB", "L") else None
         if pixels is None:
             image.load()
-            pixels = _to_rgb(image)
+            pixels = to_rgb(image)
         turn = _UPRIGHT.get(_orientation(image))
         return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
@@ -204,7 +204,7 @@ def _orientation(image: Image.Image) -> object:
         return 1
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def to_rgb(image: Image.Image) -> np.ndarray:
     """A loaded picture of any mode -> uint8 [H, W, 3]."""
     if image.mode.startswith("I") or image.mode == "F":
         grey = _grey_to_8_bit(np.asarray(image), image.info.get("transparency"))

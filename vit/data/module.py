@@ -50,7 +50,6 @@ class ImageFolderData(L.LightningDataModule):
             workers=self._data.workers,
             pin_memory=self._on_cuda(),
             drop_last=len(sampler) >= self._data.batch_size,
-            persistent_workers=True,
         )
 
     def val_dataloader(self) -> "DataLoader[Batch]":

@@ -81,6 +81,8 @@ class VisionArchitecture:
         _require(self.dim % self.heads == 0, "heads", self.heads, f"must divide dim {self.dim}")
         for name in ("dropout", "attention_dropout", "drop_path"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
+        if self.layer_scale is not None:
+            _require(self.layer_scale > 0, "layer_scale", self.layer_scale, "must be positive")
         _require(self.norm_eps > 0, "norm_eps", self.norm_eps, "must be positive")
         _require(self.class_token or self.pool != "class", "pool", self.pool, "needs model.class_token")
         if self.positions == "sincos":

@@ -8,6 +8,7 @@ them under `ema.`. Loading runs no code: safetensors has none, and Lightning che
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -168,15 +169,25 @@ def _read_safetensors(path: Path) -> ModelFile:
     return _from_header(json.loads(metadata["vit"]), raw, ema or None, path)
 
 
-def _read_checkpoint(path: Path) -> ModelFile:
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """All that a checkpoint of vit holds, without running code. Raises ModelFileError saying what is wrong."""
     try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()  # torch does not look at the checksums that it writes
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch reports cut, foreign and unsafe files by many kinds of exception
         raise ModelFileError(
             f"{display_path(path)}: cut, damaged, or no checkpoint at all ({_first(error)})"
         ) from error
-    if not isinstance(checkpoint, dict) or "vit" not in checkpoint:
+    if damaged is not None:
+        raise ModelFileError(f"{display_path(path)}: damaged, {damaged} does not match its checksum")
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("vit"), dict):
         raise ModelFileError(f"{display_path(path)}: a checkpoint that vit did not write")
+    return checkpoint
+
+
+def _read_checkpoint(path: Path) -> ModelFile:
+    checkpoint = load_checkpoint(path)
     state = checkpoint["state_dict"]
     ema = _below(state, EMA)
     return _from_header(checkpoint["vit"], _below(state, "network."), ema or None, path)
@@ -207,5 +218,6 @@ def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
 
 def _first(error: Exception) -> str:
     """The first line of a message, at most 120 characters."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = (str(error).strip().splitlines() or [""])[0]
+    line = line if " " in line else f"{type(error).__name__} {line}".strip()
     return line if len(line) <= 120 else line[:117] + "..."

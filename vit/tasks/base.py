@@ -7,6 +7,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from vit.data.sampling import draw_seed
+from vit.errors import VitError
 from vit.tasks.config import Config
 from vit.tasks.optim import make_optimizer, make_schedule, parameter_groups
 
@@ -25,6 +27,8 @@ class Task(L.LightningModule):
         self.network = network
         self.depth = depth
         self.config = config
+        self.validated: int | None = None
+        """the last epoch that was validated, from 0"""
         self.ema = copy.deepcopy(network).requires_grad_(False) if config.train.ema else None
 
     @property
@@ -36,10 +40,16 @@ class Task(L.LightningModule):
         """The losses of one training batch; `loss` is the one that is minimised."""
         raise NotImplementedError
 
+    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+        """Dropout's draws depend on the step alone, so that a resumed run and any number of workers draw the same."""
+        step = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        torch.manual_seed(draw_seed(self.config.train.seed, step, self.global_rank, 1))
+
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         losses = self.losses(batch)
-        for name, value in losses.items():
-            self.log(f"train/{name}", value.detach(), on_step=True, on_epoch=True, batch_size=len(batch))
+        if len(batch):  # a batch of unreadable pictures has no loss
+            for name, value in losses.items():
+                self.log(f"train/{name}", value.detach(), on_step=True, on_epoch=True, batch_size=len(batch))
         return losses["loss"]
 
     def configure_optimizers(self) -> Any:
@@ -70,3 +80,11 @@ class Task(L.LightningModule):
         decay = min(self.config.train.ema, (1 + self.global_step) / (10 + self.global_step))
         with torch.no_grad():
             torch._foreach_lerp_(list(ema.parameters()), list(self.network.parameters()), 1 - decay)
+
+
+def diverged(loss: float, epoch: int, config: Config) -> VitError:
+    """What to tell the user when a loss of `epoch` (from 0) is no number."""
+    return VitError(
+        f"the loss became {loss} in epoch {epoch + 1}; lower optim.lr (now {config.optim.lr:g}), "
+        "or warm up longer (schedule.warmup)"
+    )

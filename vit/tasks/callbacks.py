@@ -18,9 +18,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from vit.data.dataset import Batch
-from vit.errors import VitError
+from vit.errors import DataError
 from vit.evaluate.classification import confusion_matrix
 from vit.evaluate.plots import confusion_plot, gallery
+from vit.tasks.base import Task, diverged
 from vit.tasks.classify import Classify
 
 log = logging.getLogger("vit")
@@ -56,11 +57,11 @@ class Progress(L.Callback):
             if trainer.global_step % 10 == 0:
                 self.bar.set_postfix_str(f"epoch {trainer.current_epoch + 1}, loss {float(outputs['loss']):.3f}")
 
-    def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, task: Task) -> None:
         if not trainer.is_global_zero:
             return
-        seen = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", f"loss {seen['train/loss_epoch']:.4f}"]
+        seen = _epoch_metrics(trainer, task)
+        parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", f"loss {seen['train/loss']:.4f}"]
         if "val/accuracy" in seen:
             parts += [f"val loss {seen['val/loss']:.4f}", f"val accuracy {100 * seen['val/accuracy']:.2f} %"]
         parts.append(f"{seen.get('train/images_per_second', 0):,.0f} images/s")
@@ -84,8 +85,10 @@ class Speed(L.Callback):
         if self.batches == trainer.num_training_batches:
             images = self.batches * _global_batch(trainer)
             task = trainer.lightning_module
-            task.log("train/images_per_second", images / (time.perf_counter() - self.started))
-            task.log("train/memory_gb", _memory_gb(task.device))
+            numbers = {"images_per_second": images / (time.perf_counter() - self.started)}
+            numbers["memory_gb"] = _memory_gb(task.device)
+            for name, value in numbers.items():  # as numbers of a step they would show only on every tenth
+                task.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=1)
 
 
 class MetricsFile(L.Callback):
@@ -95,14 +98,17 @@ class MetricsFile(L.Callback):
         self.path = path
         self.started = time.perf_counter()
 
-    def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, task: Task) -> None:
         if not trainer.is_global_zero:
             return
-        seen = {name.removesuffix("_epoch"): float(value) for name, value in trainer.callback_metrics.items()}
+        seen = _epoch_metrics(trainer, task)
         row: dict[str, Any] = {name: f"{value:.6g}" for name, value in seen.items() if name in _COLUMNS}
         row["epoch"], row["step"] = trainer.current_epoch + 1, trainer.global_step
         row["seconds"] = f"{time.perf_counter() - self.started:.1f}"
-        row["lr"] = f"{max(group['lr'] for group in trainer.optimizers[0].param_groups):.6g}"
+        row["lr"] = f"{self.rate:.6g}"  # of the last step; the schedule has moved on since
         new = not self.path.exists()
         with self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, _COLUMNS)
@@ -114,14 +120,12 @@ class MetricsFile(L.Callback):
 class Finite(L.Callback):
     """Ends training when an epoch's loss is no number: such weights are worth nothing."""
 
-    def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, task: Task) -> None:
+        if "train/loss_epoch" not in trainer.callback_metrics:
+            raise DataError("no picture for training could be read; `vit data check` names the reasons")
         loss = float(trainer.callback_metrics["train/loss_epoch"])
         if not np.isfinite(loss):
-            rate = task.config.optim.lr
-            raise VitError(
-                f"the loss became {loss} in epoch {trainer.current_epoch + 1}; lower optim.lr (now {rate:g}), "
-                "or warm up longer (schedule.warmup)"
-            )
+            raise diverged(loss, trainer.current_epoch, task.config)
 
 
 class Pictures(L.Callback):
@@ -129,7 +133,7 @@ class Pictures(L.Callback):
 
     SHOWN = 16
 
-    def __init__(self, *, times: int = 10) -> None:
+    def __init__(self, *, times: int = 4) -> None:
         self.times = times
 
     def on_train_batch_start(self, trainer: L.Trainer, task: Classify, batch: Batch, index: int) -> None:
@@ -171,7 +175,7 @@ class Pictures(L.Callback):
                 writer.add_image(f"val/{name}", np.asarray(Image.open(drawn).convert("RGB")), step, dataformats="HWC")
 
     def _due(self, trainer: L.Trainer) -> bool:
-        """A few times a run: drawing takes about a second."""
+        """A few times a run: drawing takes two seconds or so."""
         epochs = trainer.max_epochs or 1
         if not trainer.is_global_zero or trainer.sanity_checking:
             return False
@@ -185,7 +189,8 @@ class StopOnSignal(L.Callback):
     def __init__(self) -> None:
         self.received: int | None = None
 
-    def on_fit_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        # not earlier: Lightning would put its own handler of SIGTERM around ours
         def stop(number: int, frame: Any) -> None:
             if self.received is not None:
                 raise KeyboardInterrupt
@@ -194,6 +199,13 @@ class StopOnSignal(L.Callback):
 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
+
+
+def _epoch_metrics(trainer: L.Trainer, task: Task) -> dict[str, float]:
+    """The numbers of the epoch that ends; Lightning also keeps those of the last validation, however old."""
+    now = {name.removesuffix("_epoch"): float(value) for name, value in trainer.callback_metrics.items()}
+    validated = task.validated == trainer.current_epoch
+    return {name: value for name, value in now.items() if validated or not name.startswith("val/")}
 
 
 def _global_batch(trainer: L.Trainer) -> int:

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from vit.files import whole_file
+from vit.models.file import load_checkpoint
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -23,4 +24,4 @@ class WholeCheckpoints(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_checkpoint(Path(path))

@@ -1,5 +1,6 @@
 """Image classification."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -13,10 +14,11 @@ from vit.data.config import Preprocessing
 from vit.data.dataset import Batch
 from vit.data.mix import Mix
 from vit.data.normalise import Normalise
+from vit.errors import DataError
 from vit.evaluate.classification import point_metrics
 from vit.models.file import classifier_file
 from vit.models.vision import VisionTransformer
-from vit.tasks.base import Losses, Task
+from vit.tasks.base import Losses, Task, diverged
 from vit.tasks.config import Config
 from vit.tasks.rows import Rows
 
@@ -93,7 +95,11 @@ class Classify(Task):
     def on_validation_epoch_end(self) -> None:
         self.gathered = self.rows.gather(len(self.classes))
         if not len(self.gathered.indices):
-            return
+            raise DataError("no picture for validation could be read; `vit data check` names the reasons")
+        loss = float(self.gathered.predictions.losses.mean())
+        if not math.isfinite(loss):
+            raise diverged(loss, self.current_epoch, self.config)
+        self.validated = self.current_epoch
         metrics = point_metrics(self.gathered.predictions, self.classes)
         for name in ("loss", "top1", "top5", "balanced_accuracy", "macro_f1"):
             shown = "accuracy" if name == "top1" else name

@@ -63,9 +63,16 @@ def make_optimizer(groups: Iterable[dict[str, Any]], config: OptimConfig, *, fus
     check_optimizer(config.name)
     from timm.optim import create_optimizer_v2  # five seconds to import
 
-    takes_betas = "betas" in _defaults(config.name)
-    extra = {"betas": config.betas, "eps": config.eps} if takes_betas else {}
-    return create_optimizer_v2(groups, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, **extra)
+    try:
+        extra = {"betas": config.betas, "eps": config.eps} if _takes_two_betas(config.name) else {}
+        optimizer = create_optimizer_v2(
+            groups, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, **extra
+        )
+    except (AssertionError, ImportError, RuntimeError) as error:  # some need packages or a GPU
+        raise ConfigError(f"optim.name: {config.name} cannot be used here: {error}") from error
+    if getattr(optimizer, "is_second_order", False):
+        raise ConfigError(f"optim.name: {config.name} needs second derivatives, which training does not compute")
+    return optimizer
 
 
 def check_optimizer(name: str) -> None:
@@ -82,12 +89,13 @@ def check_optimizer(name: str) -> None:
         raise ConfigError(f"optim.name: no optimizer {name!r}; near it: {', '.join(near) or 'none'}")
 
 
-def _defaults(name: str) -> set[str]:
+def _takes_two_betas(name: str) -> bool:
     import inspect
 
     from timm.optim import get_optimizer_class
 
-    return set(inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters)
+    betas = inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters.get("betas")
+    return betas is not None and len(betas.default or ()) == 2  # adan has three of its own, adafactor none
 
 
 def rate(progress: float, warmup: float, config: ScheduleConfig) -> float:
@@ -118,7 +126,8 @@ def make_schedule(
 
     def factor(step: int) -> float:
         if config.unit == "epochs" and step >= warmup * steps:
-            step = int((step // unit + 0.5) * unit)  # the rate of the epoch's middle; a warm-up rises step by step
+            # the rate of the epoch's middle; a warm-up rises step by step, and may end within an epoch
+            step = int(max((step // unit + 0.5) * unit, warmup * steps))
         return rate(min(1.0, (step + 1) / steps), warmup, config)
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

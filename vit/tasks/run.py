@@ -18,6 +18,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit.data.config import Preprocessing
@@ -112,8 +113,8 @@ def make_trainer(config: Config, run: Path | None, stop: StopOnSignal | None = N
         "num_sanity_val_steps": 0,
     }
     if run is None:
-        return L.Trainer(logger=False, enable_checkpointing=False, **shared)
-    return L.Trainer(
+        return _trainer(logger=False, enable_checkpointing=False, **shared)
+    return _trainer(
         max_epochs=train.epochs,
         accumulate_grad_batches=train.accumulate,
         check_val_every_n_epoch=train.validate_every,
@@ -124,6 +125,14 @@ def make_trainer(config: Config, run: Path | None, stop: StopOnSignal | None = N
         default_root_dir=run,
         **shared,
     )
+
+
+def _trainer(**options: Any) -> L.Trainer:
+    """Lightning's Trainer; what it says of devices and strategies that are not here is an error of the settings."""
+    try:
+        return L.Trainer(**options)
+    except (MisconfigurationException, ValueError) as error:
+        raise ConfigError(f"train.accelerator, devices or strategy: {' '.join(str(error).split())}") from error
 
 
 def lightning_precision(train: TrainConfig) -> Any:

@@ -1,0 +1,216 @@
+"""`vit predict`: one record a picture, in order, clean to pipe, whatever the pictures are called and whichever fail."""
+
+import csv
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vit as package
+
+ODD_NAMES = [
+    b"-rf.jpg",
+    b"a,b.png",
+    b'say "cheese".png',
+    b"two\nlines.png",
+    b"carriage\rreturn.png",
+    b"tab\there.png",
+    "ünï \N{CAT FACE}\u200d.png".encode(),
+    "separator\u2028\x1c\x85.png".encode(),
+    b"latin-\xe9-1.png",
+    b"  spaces  .png",
+    b"[1].png",
+]
+
+
+@pytest.fixture
+def odd_folder(picture: Any, tmp_path: Path) -> Path:
+    """A folder of pictures with names that trip up shells, tables and decoders."""
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for seed, name in enumerate(ODD_NAMES):
+        picture("red", seed).save(tmp_path / "picture.png")
+        (tmp_path / "picture.png").rename(os.fsdecode(os.path.join(os.fsencode(folder), name)))
+    return folder
+
+
+def records(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
+def table(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path) for path in folder.rglob("*.*"))
+
+
+def give_input(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def test_json_lines_hold_classes_and_probabilities(vit: Any, trained_run: Path, colour_folder: Path) -> None:
+    outcome = vit("predict", trained_run, colour_folder)
+    assert (outcome.code, outcome.err) == (0, "")
+    found = records(outcome.out)
+    assert len(found) == outcome.out.count("\n") == 36
+    assert [record["path"] for record in found] == files(colour_folder)
+    for record in found:
+        assert record.keys() == {"path", "top"}
+        chances = [entry["probability"] for entry in record["top"]]
+        assert sorted(entry["class"] for entry in record["top"]) == ["blue", "green", "red"]
+        assert chances == sorted(chances, reverse=True)
+        assert sum(chances) == pytest.approx(1, abs=3e-6)
+
+
+@pytest.mark.parametrize(("top", "given"), [(1, 1), (2, 2), (3, 3), (1000, 3)])
+def test_top_gives_that_many_classes_as_far_as_there_are(
+    vit: Any, trained_run: Path, colour_folder: Path, top: int, given: int
+) -> None:
+    words = ["predict", trained_run, colour_folder / "red", "--top", top]
+    lines, rows = records(vit(*words).out), table(vit(*words, "--format=csv").out)
+    for record, row in zip(lines, rows, strict=True):
+        assert len(record["top"]) == given
+        assert sum(entry["probability"] for entry in record["top"]) <= 1 + 3e-6
+        names = [f"{what}{i}" for i in range(1, given + 1) for what in ("class", "probability")]
+        assert list(row) == ["path", "error", *names]
+        for i, entry in enumerate(record["top"], 1):
+            assert (row[f"class{i}"], float(row[f"probability{i}"])) == (entry["class"], entry["probability"])
+
+
+def test_the_batch_size_changes_no_answer(vit: Any, trained_run: Path, colour_folder: Path) -> None:
+    one, seven = (records(vit("predict", trained_run, colour_folder, f"--batch-size={size}").out) for size in (1, 7))
+    assert [record["path"] for record in one] == [record["path"] for record in seven]
+    for first, second in zip(one, seven, strict=True):
+        chances = [{entry["class"]: entry["probability"] for entry in record["top"]} for record in (first, second)]
+        assert chances[0] == pytest.approx(chances[1], abs=1e-5)
+
+
+def test_python_gives_the_same_answers(vit: Any, trained_run: Path, colour_folder: Path) -> None:
+    found = records(vit("predict", trained_run, colour_folder).out)
+    answers = package.load(trained_run).predict([record["path"] for record in found])
+    for record, answer in zip(found, answers, strict=True):
+        shown = {entry["class"]: entry["probability"] for entry in record["top"]}
+        assert dict(zip(answer.classes, answer.probabilities, strict=True)) == pytest.approx(shown, abs=1e-5)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_every_file_name_comes_back_byte_for_byte(vit: Any, trained_run: Path, odd_folder: Path, form: str) -> None:
+    outcome = vit("predict", trained_run, odd_folder, "--format", form)
+    assert (outcome.code, outcome.err) == (0, "")
+    found = records(outcome.out) if form == "jsonl" else table(outcome.out)
+    names = [os.fsencode(record["path"]) for record in found]
+    assert sorted(names) == sorted(os.fsencode(odd_folder) + b"/" + name for name in ODD_NAMES)
+
+
+def test_json_lines_are_text_that_any_tool_can_read(vit: Any, trained_run: Path, odd_folder: Path) -> None:
+    out = vit("predict", trained_run, odd_folder).out
+    out.encode("utf-8")  # no bytes that are no UTF-8
+    assert len(out.splitlines()) == len(ODD_NAMES)  # by any notion of a line
+    assert all(line.isprintable() for line in out.splitlines())
+
+
+def test_words_after_two_dashes_are_paths(
+    vit: Any, trained_run: Path, odd_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(odd_folder)
+    outcome = vit("predict", trained_run, "--", "-rf.jpg")
+    assert [record["path"] for record in records(outcome.out)] == ["-rf.jpg"]
+    assert (odd_folder / "-rf.jpg").is_file()
+
+
+@pytest.mark.parametrize("separator", [b"\n", b"\0"])
+def test_a_list_on_standard_input_names_pictures(
+    vit: Any, trained_run: Path, odd_folder: Path, monkeypatch: pytest.MonkeyPatch, separator: bytes
+) -> None:
+    names = [name for name in ODD_NAMES if separator not in name]
+    paths = [os.fsencode(odd_folder) + b"/" + name for name in names]
+    for end in (b"", separator):
+        give_input(monkeypatch, separator.join(paths) + end)
+        outcome = vit("predict", trained_run, "-")
+        assert (outcome.code, outcome.err) == (0, "")
+        assert [os.fsencode(record["path"]) for record in records(outcome.out)] == paths
+
+
+def test_files_folders_patterns_and_lists_mix_in_the_order_given(
+    vit: Any, trained_run: Path, colour_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(colour_folder)
+    give_input(monkeypatch, b"green/03.png\ngreen/02.jpg\n")
+    outcome = vit("predict", trained_run, "red/01.png", "-", "blue/*.png", "red", "green/0[01].*")
+    assert [record["path"] for record in records(outcome.out)] == [
+        "red/01.png",
+        "green/03.png",
+        "green/02.jpg",
+        *(f"blue/{i:02}.png" for i in range(1, 12, 2)),
+        *(f"red/{i:02}.{'png' if i % 2 else 'jpg'}" for i in range(12)),
+        "green/00.jpg",
+        "green/01.png",
+    ]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_unreadable_pictures_are_recorded_and_the_others_answered_in_order(
+    vit: Any, trained_run: Path, colour_folder: Path, tmp_path: Path, form: str
+) -> None:
+    good = colour_folder / "red" / "00.jpg"
+    (tmp_path / "cut.jpg").write_bytes(good.read_bytes()[:400])
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("a letter", encoding="utf-8")
+    (tmp_path / "nowhere.png").symlink_to(tmp_path / "gone.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    bad = [tmp_path / name for name in ("cut.jpg", "empty.png", "text.png", "nowhere.png", "pipe.png")]
+    paths = [str(path) for wrong in bad for path in (wrong, good)]
+    outcome = vit("predict", trained_run, *paths, "--batch-size=3", "--format", form)
+    assert outcome.code == 1
+    found = records(outcome.out) if form == "jsonl" else table(outcome.out)
+    assert [record["path"] for record in found] == paths
+    reasons = {record["path"]: record["error"] for record in found[::2]}
+    assert all(reasons.values())
+    assert [str(path) for path in bad] == list(reasons)
+    for record in found[1::2]:
+        assert not record.get("error")
+        assert record == found[1]
+    assert outcome.err.splitlines() == [
+        *(f"vit: {path}: {reason}" for path, reason in reasons.items()),
+        "vit: 5 of the pictures could not be read",
+    ]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_out_gets_the_whole_output_and_standard_output_nothing(
+    vit: Any, trained_run: Path, odd_folder: Path, tmp_path: Path, form: str
+) -> None:
+    out = tmp_path / "answers"
+    out.write_text("an older file", encoding="utf-8")
+    printed = vit("predict", trained_run, odd_folder, "--format", form)
+    written = vit("predict", trained_run, odd_folder, "--format", form, "--out", out)
+    assert written == (0, "", "")
+    assert out.read_bytes() == printed.out.encode("utf-8", "surrogateescape")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answers", "odd"]
+
+
+def test_out_that_cannot_be_written_is_refused(
+    refused: Any, trained_run: Path, colour_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    for out, reason in ((tmp_path / "file" / "x", "not a directory"), (tmp_path, "is a directory")):
+        message = refused("predict", trained_run, colour_folder / "red" / "00.jpg", "--out", out, code=1)
+        assert message == f"vit: cannot write {out}: {reason}\n"
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_paths_that_name_no_picture_are_refused(refused: Any, trained_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for path, message in (
+        (tmp_path / "missing.png", f"no such file or folder: {tmp_path}/missing.png"),
+        (tmp_path / "*.png", f"no picture matches {tmp_path}/*.png"),
+        (tmp_path / "empty", f"{tmp_path}/empty: no pictures"),
+    ):
+        assert refused("predict", trained_run, path, code=1) == f"vit: {message}\n"

@@ -1,0 +1,41 @@
+"""Checkpoints are whole or absent, and a damaged one is refused in words."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import tiny, train
+
+from vit.errors import ModelFileError
+from vit.tasks.checkpoints import WholeCheckpoints
+
+CHECKPOINT = {"vit": {"format": 1}, "state_dict": {"w": torch.arange(30.0)}, "epoch": 2}
+
+
+def test_a_checkpoint_comes_back_and_its_folder_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "last.ckpt"
+    WholeCheckpoints().save_checkpoint(CHECKPOINT, path)
+    back = WholeCheckpoints().load_checkpoint(path)
+    assert back.keys() == CHECKPOINT.keys()
+    assert torch.equal(back["state_dict"]["w"], CHECKPOINT["state_dict"]["w"])
+    assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_something_that_cannot_be_saved_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    WholeCheckpoints().save_checkpoint(CHECKPOINT, path)
+    before = path.read_bytes()
+    with pytest.raises(Exception, match="pickle"):
+        WholeCheckpoints().save_checkpoint({"bad": lambda: None}, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_resuming_from_a_cut_checkpoint_is_refused_in_words(colours: Path, tmp_path: Path) -> None:
+    config = tiny(train={"epochs": 1})
+    train(colours, tmp_path / "run", config)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-1000])
+    with pytest.raises(ModelFileError, match=r"last\.ckpt: cut, damaged") as caught:
+        train(colours, tmp_path / "run", config, resume=last)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,146 @@
+"""The losses of classification, each against a formula of its own, and batches with pictures that cannot be read."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import tiny
+from torch import Tensor
+
+from vit.data.config import Preprocessing
+from vit.data.dataset import Batch
+from vit.models.vision import VisionTransformer
+from vit.tasks.classify import Classify
+
+CLASSES = ("a", "b", "c")
+LABELS = torch.tensor([0, 2, 2, 1])
+COUNTS = [10, 1, 4]
+
+
+def classify(*, loss: dict[str, Any] | None = None, **parts: Any) -> Classify:
+    torch.manual_seed(0)
+    config = tiny(loss=loss or {}, **parts)
+    network = VisionTransformer(config.model.resolve(classes=3, picture_size=16))
+    torch.nn.init.normal_(network.head.weight)
+    task = Classify(network, CLASSES, Preprocessing((16, 16)), config, counts=COUNTS)
+    # as much of a Trainer as a step asks for
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=5))
+    task._trainer = SimpleNamespace(current_epoch=0, global_rank=0, fit_loop=loop)
+    return task
+
+
+def batch(count: int = 4) -> Batch:
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 3, 16, 16), dtype=np.uint8))
+    failures = [(9, "cut"), (7, "empty file")]
+    return Batch(images, LABELS[:count], torch.arange(count), failures)
+
+
+def log_probabilities(task: Classify) -> Tensor:
+    pixels = (batch().images.double() / 255 - torch.tensor(task.preprocessing.mean).view(1, 3, 1, 1)) / torch.tensor(
+        task.preprocessing.std
+    ).view(1, 3, 1, 1)
+    with torch.no_grad():
+        return task.network.double()(pixels).log_softmax(dim=1)
+
+
+def sigmoid_losses(task: Classify, targets: Tensor) -> Tensor:
+    """-t log s(z) - (1 - t) log(1 - s(z)), [B, C]"""
+    with torch.no_grad():
+        chances = torch.sigmoid(task.network(task.normalise(batch().images).double()))
+    return -(targets * chances.log() + (1 - targets) * (1 - chances).log())
+
+
+def test_cross_entropy_is_the_mean_negative_log_probability() -> None:
+    task = classify(loss={"smoothing": 0.0})
+    found = task.losses(batch())["loss"].detach()
+    expected = -sum(row[label] for row, label in zip(log_probabilities(task), LABELS, strict=True)) / 4
+    assert found.item() == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_smoothing_spreads_its_share_over_all_classes() -> None:
+    task = classify(loss={"smoothing": 0.3})
+    found = task.losses(batch())["loss"].detach()
+    logs = log_probabilities(task)
+    expected = sum(-0.7 * row[label] - 0.3 * row.mean() for row, label in zip(logs, LABELS, strict=True)) / 4
+    assert found.item() == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_balanced_weights_are_inverse_to_the_share_of_the_training_pictures() -> None:
+    task = classify(loss={"smoothing": 0.0, "class_weights": "balanced"})
+    found = task.losses(batch())["loss"].detach()
+    weights = [15 / (3 * count) for count in COUNTS]  # 1 for a class of average size
+    logs = log_probabilities(task)
+    weighted = sum(-weights[label] * row[label] for row, label in zip(logs, LABELS.tolist(), strict=True))
+    expected = weighted / sum(weights[label] for label in LABELS.tolist())
+    assert found.item() == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_class_without_training_pictures_gets_a_finite_weight() -> None:
+    config = tiny(loss={"class_weights": "balanced"})
+    network = VisionTransformer(config.model.resolve(classes=3, picture_size=16))
+    task = Classify(network, CLASSES, Preprocessing((16, 16)), config, counts=[6, 0, 3])
+    assert task.class_weights is not None
+    assert task.class_weights.isfinite().all()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_bce_asks_every_class_by_itself(smoothing: float) -> None:
+    task = classify(loss={"name": "bce", "smoothing": smoothing})
+    found = task.losses(batch())["loss"].detach()
+    targets = torch.eye(3)[LABELS] * (1 - smoothing) + smoothing / 3
+    assert found.item() == pytest.approx(float(sigmoid_losses(task.double(), targets).mean()), rel=1e-5)
+
+
+def test_bce_weighs_the_classes() -> None:
+    task = classify(loss={"name": "bce", "smoothing": 0.0, "class_weights": "balanced"})
+    found = task.losses(batch())["loss"].detach()
+    weights = torch.tensor([15 / (3 * count) for count in COUNTS])
+    expected = (sigmoid_losses(task.double(), torch.eye(3)[LABELS]) * weights).mean()
+    assert found.item() == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cross-entropy", "bce"])
+@pytest.mark.parametrize("augment", [{"mixup": 0.8}, {"cutmix": 1.0}])
+def test_mixed_pictures_are_learned_with_mixed_labels(name: str, augment: dict[str, float]) -> None:
+    task = classify(loss={"name": name, "smoothing": 0.0}, augment=augment)
+    found = task.losses(batch())["loss"].detach()
+    images, targets = task.inputs(batch())  # the same step draws the same
+    assert not torch.equal(images, task.normalise(batch().images))
+    torch.testing.assert_close(targets.sum(dim=1), torch.ones(4))
+    assert (targets.max(dim=1).values < 1).any()
+    logits = task.network(images).detach()
+    if name == "bce":
+        chances = logits.sigmoid()
+        expected = -(targets * chances.log() + (1 - targets) * (1 - chances).log()).mean()
+    else:
+        expected = -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    assert found.item() == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_mixing_ends_before_the_last_epochs() -> None:
+    task = classify(augment={"mixup": 0.8, "mix_off_epochs": 1}, train={"epochs": 3})
+    task._trainer.current_epoch = 1
+    assert task.inputs(batch())[1].dim() == 2
+    task._trainer.current_epoch = 2
+    assert task.inputs(batch())[1].dim() == 1
+
+
+@pytest.mark.parametrize("name", ["cross-entropy", "bce"])
+@pytest.mark.parametrize("augment", [{}, {"mixup": 0.8, "cutmix": 1.0}])
+def test_a_batch_of_unreadable_pictures_alone_changes_nothing(name: str, augment: dict[str, float]) -> None:
+    task = classify(loss={"name": name, "class_weights": "balanced"}, augment=augment)
+    loss = task.losses(batch(0))["loss"]
+    loss.backward()
+    assert loss.item() == 0
+    for key, parameter in task.network.named_parameters():
+        assert parameter.grad is not None, key
+        assert not parameter.grad.any(), key
+
+
+def test_unreadable_pictures_are_collected_once_each() -> None:
+    task = classify()
+    for _ in range(2):
+        task.losses(batch())
+    assert task.unreadable == {9: "cut", 7: "empty file"}

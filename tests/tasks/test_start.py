@@ -1,0 +1,79 @@
+"""A run that starts from the weights of another: head, positions and colours, and what does not fit."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import draw_folder, same, tiny, train
+
+from vit.api import load
+from vit.data.folders import list_training
+from vit.errors import ConfigError
+from vit.models.file import load_model, start_from
+from vit.models.vision import VisionTransformer
+from vit.tasks.run import make_task, set_up
+
+
+@pytest.fixture(scope="module")
+def folder(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "first"
+    train(colours, run, tiny(train={"epochs": 2, "ema": 0.5}))
+    return run
+
+
+def test_a_run_can_start_from_another_with_other_classes_and_picture_size(folder: Path, tmp_path: Path) -> None:
+    data = draw_folder(tmp_path / "data", train=4, val=2)
+    shutil.copytree(data / "train" / "red", data / "train" / "crimson")
+    shutil.copytree(data / "val" / "red", data / "val" / "crimson")
+    listing = list_training(data, val_fraction=0.2, test_fraction=0.0, seed=0)
+    config = tiny(model={"init": str(folder), "image_size": 32}, train={"epochs": 1})
+    task = make_task(set_up(listing, config))
+    old = load_model(folder).weights()
+    new = task.network.state_dict()
+    assert new["head.weight"].shape == (3, 32)
+    assert not new["head.weight"].any()
+    assert (old["pos_embed"].shape[1], new["pos_embed"].shape[1]) == (5, 17)
+    torch.testing.assert_close(new["pos_embed"][:, 0], old["pos_embed"][:, 0])
+    for name in old.keys() - {"pos_embed", "head.weight", "head.bias"}:
+        torch.testing.assert_close(new[name], old[name], rtol=0, atol=0)
+    setup, _, _ = train(data, tmp_path / "run", config)
+    assert setup.preprocessing.size == (32, 32)
+    assert load(tmp_path / "run").classes == ("blue", "crimson", "red")
+
+
+def test_a_run_that_starts_from_another_keeps_its_colours_and_a_head_that_fits(colours: Path, tmp_path: Path) -> None:
+    config = tiny(data={"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}, train={"epochs": 1})
+    train(colours, tmp_path / "first", config)
+    listing = list_training(colours, val_fraction=0.2, test_fraction=0.0, seed=0)
+    setup = set_up(listing, tiny(model={"init": str(tmp_path / "first"), "image_size": None}))
+    assert (setup.preprocessing.mean, setup.preprocessing.std) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    assert (setup.config.data.mean, setup.config.data.std) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    assert setup.architecture.image_size == setup.config.model.image_size == (16, 16)
+    assert same(make_task(setup).network.state_dict(), load_model(tmp_path / "first").raw)
+
+
+def test_a_picture_size_that_the_first_weights_cannot_take_is_refused(folder: Path, colours: Path) -> None:
+    listing = list_training(colours, val_fraction=0.2, test_fraction=0.0, seed=0)
+    config = tiny()
+    config.model.init, config.model.image_size = str(folder), 20
+    with pytest.raises(
+        ConfigError, match=r"^model.image_size: must be a multiple of the patch size 8 x 8, got 20 x 20$"
+    ):
+        set_up(listing, config)
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "words"),
+    [
+        ({"dim": 64}, "blocks.0.attn.proj.bias", r"\(32,\) in the file and \(64,\) in the model"),
+        ({"depth": 3}, "blocks.2.attn.proj.bias", r"absent in the file and \(32,\) in the model"),
+        ({"class_token": False, "pool": "mean"}, "cls_token", r"\(1, 1, 32\) in the file and absent in the model"),
+    ],
+)
+def test_weights_of_another_shape_are_refused_naming_the_parameter(
+    change: dict[str, object], name: str, words: str, folder: Path
+) -> None:
+    network = VisionTransformer(tiny(model=change).model.resolve(classes=2, picture_size=16))
+    with pytest.raises(ConfigError, match=f"^model.init: {name} is {words}$"):
+        start_from(load_model(folder), network)

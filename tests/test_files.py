@@ -1,0 +1,157 @@
+"""Files that are whole or absent, also when the disk is full, the writer fails, or the user interrupts."""
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vit.errors import VitError
+from vit.files import whole_file, write_text
+from vit.models.file import ModelFile, save_model
+
+needs_posix = pytest.mark.skipif(os.name != "posix", reason="needs resource limits and file modes")
+
+# writes twice the size that is allowed, in three ways; says what came of it, and what lies in the folder then
+TOO_LARGE = """
+import sys
+from pathlib import Path
+import torch
+from vit.errors import VitError
+from vit.files import write_text
+from vit.models.file import ModelFile, save_model
+from vit.tasks.checkpoints import WholeCheckpoints
+
+folder = Path(sys.argv[1])
+if sys.argv[2] == "limit":
+    import resource
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 << 20, 2 << 20))
+weights = {"w": torch.zeros(1 << 20)}
+writers = {
+    "text": lambda path: write_text(path, "x" * (4 << 20)),
+    "model": lambda path: save_model(ModelFile("classifier", {}, [], {}, raw=weights), path),
+    "checkpoint": lambda path: WholeCheckpoints().save_checkpoint(weights, path),
+}
+for kind, write in writers.items():
+    path = folder / kind
+    path.write_text("old")
+    try:
+        write(path)
+    except VitError as error:
+        print(error)
+    print(path.read_text(), *sorted(found.name for found in folder.iterdir()))
+    path.unlink()
+"""
+
+# in a mount namespace of its own, so that the small disk goes with the process
+ON_A_SMALL_DISK = 'mount -t tmpfs -o size=2m tmpfs "$1" || exit 77; exec "$2" -c "$3" "$1" disk'
+
+
+def only(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_text_is_written_and_nothing_else_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "first")
+    write_text(path, "second \N{SNOWMAN}\n")
+    assert path.read_text(encoding="utf-8") == "second \N{SNOWMAN}\n"
+    assert only(tmp_path) == ["a.txt"]
+
+
+def test_bytes_that_are_no_utf8_come_back_as_they_were(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", os.fsdecode(b"caf\xe9.png"))
+    assert (tmp_path / "a.txt").read_bytes() == b"caf\xe9.png"
+
+
+@pytest.mark.parametrize("failure", [ValueError("ours"), KeyboardInterrupt(), SystemExit(1)])
+def test_a_failure_in_the_middle_leaves_the_old_file_and_is_not_disguised(
+    failure: BaseException, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(type(failure)), whole_file(path) as temporary:  # noqa: PT012  # the body is what is tested
+        temporary.write_text("half of the n")
+        raise failure
+    assert path.read_text() == "old"
+    assert only(tmp_path) == ["a.txt"]
+
+
+def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with whole_file(path) as temporary:
+        temporary.write_text("new")
+        assert temporary.parent == path.parent
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+def test_a_body_that_removes_its_file_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(VitError, match=r"cannot write .*a\.txt: no such file"), whole_file(path) as temporary:
+        temporary.unlink()
+    assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["missing/a.txt", "file/a.txt", "folder"])
+def test_a_place_that_cannot_be_written_to_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(VitError) as caught:
+        write_text(tmp_path / name, "text")
+    message = str(caught.value)
+    assert message.startswith(f"cannot write {tmp_path / name}: ")
+    assert "\n" not in message
+    assert only(tmp_path) == ["file", "folder"]
+
+
+@needs_posix
+def test_files_get_the_mode_that_new_files_have(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    with whole_file(tmp_path / "private") as temporary:
+        temporary.write_text("x")
+        temporary.chmod(0o600)  # as some writers do
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "private")}
+    assert len(modes) == 1
+
+
+@needs_posix
+@pytest.mark.parametrize("limit", ["limit", "disk"])
+def test_a_full_disk_is_named_and_the_old_file_stays(limit: str, tmp_path: Path) -> None:
+    if limit == "disk" and not shutil.which("unshare"):
+        pytest.skip("needs unshare for a small disk")
+    command = {
+        "limit": [sys.executable, "-c", TOO_LARGE, str(tmp_path), "limit"],
+        "disk": ["unshare", "--mount", "sh", "-c", ON_A_SMALL_DISK, "sh", str(tmp_path), sys.executable, TOO_LARGE],
+    }[limit]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    if limit == "disk" and (done.returncode == 77 or done.stderr.startswith("unshare:")):
+        pytest.skip("no right to mount a small disk")
+    reason = {"limit": "file too large", "disk": "no space left on the disk"}[limit]
+    expected = [
+        line
+        for kind in ("text", "model", "checkpoint")
+        for line in (f"cannot write {tmp_path / kind}: {reason}", f"old {kind}")
+    ]
+    assert done.stdout.splitlines() == expected, done.stderr
+    assert done.returncode == 0
+
+
+def test_a_model_that_cannot_be_saved_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    model = ModelFile("classifier", {}, [], {}, raw={"w": torch.ones(5)})
+    save_model(model, path)
+    before = path.read_bytes()
+    with pytest.raises(VitError, match=r"cannot write .*: no such file or directory"):
+        save_model(model, tmp_path / "absent" / "m.safetensors")
+    model.origin = object()  # type: ignore[assignment]
+    with pytest.raises(TypeError):
+        save_model(model, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
