@@ -10,8 +10,10 @@ from tiny_runs import draw_folder, same, tiny, train
 from vit.api import load
 from vit.data.folders import list_training
 from vit.errors import ConfigError
+from vit.models.architecture import ModelConfig
 from vit.models.file import load_model, start_from
 from vit.models.vision import VisionTransformer
+from vit.tasks.config import Config
 from vit.tasks.run import make_task, set_up
 
 
@@ -76,4 +78,28 @@ def test_weights_of_another_shape_are_refused_naming_the_parameter(
 ) -> None:
     network = VisionTransformer(tiny(model=change).model.resolve(classes=2, picture_size=16))
     with pytest.raises(ConfigError, match=f"^model.init: {name} is {words}$"):
-        start_from(load_model(folder), network)
+        start_from(load_model(folder), network, ["blue", "red"])
+
+
+def test_other_class_names_of_the_same_number_get_a_fresh_head(folder: Path, tmp_path: Path) -> None:
+    data = draw_folder(tmp_path / "data", train=4, val=2)
+    for split in ("train", "val"):
+        (data / split / "red").rename(data / split / "apple")
+    listing = list_training(data, val_fraction=0.2, test_fraction=0.0, seed=0)
+    task = make_task(set_up(listing, tiny(model={"init": str(folder)})))
+    assert not task.network.state_dict()["head.weight"].any()
+
+
+@pytest.mark.parametrize(("key", "value"), [("depth", 3), ("pool", "mean"), ("registers", 1)])
+def test_a_shape_that_the_first_weights_do_not_have_is_refused(
+    folder: Path, colours: Path, key: str, value: object
+) -> None:
+    listing = list_training(colours, val_fraction=0.2, test_fraction=0.0, seed=0)
+    with pytest.raises(ConfigError, match=rf"^model\.{key}: {value}, but the weights of model\.init have"):
+        set_up(listing, tiny(model={"init": str(folder), key: value}))
+
+
+def test_nothing_of_the_shape_need_be_said_to_start_from_weights(folder: Path, colours: Path) -> None:
+    listing = list_training(colours, val_fraction=0.2, test_fraction=0.0, seed=0)
+    setup = set_up(listing, Config(model=ModelConfig(init=str(folder))))
+    assert (setup.architecture.dim, setup.architecture.depth) == (32, 2)

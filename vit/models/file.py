@@ -9,7 +9,7 @@ them under `ema.`. Loading runs no code: safetensors has none, and Lightning che
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -118,18 +118,18 @@ def architecture_from(fields: Mapping[str, Any]) -> VisionArchitecture:
     return VisionArchitecture(**values)
 
 
-def start_from(model: ModelFile, network: VisionTransformer, weights: Weights | None = None) -> None:
-    """Put a file's weights into a network of the same shape but for picture size and classes.
+def start_from(model: ModelFile, network: VisionTransformer, classes: Sequence[str]) -> None:
+    """Put a file's weights into a network of the same shape but for picture size and `classes`.
 
-    Learned positions are resampled to the network's grid; the head stays fresh where the class names differ in
-    number. Raises ConfigError naming the first parameter that does not fit.
+    Takes the averaged weights where there are any. Learned positions are resampled to the network's grid; the head
+    stays fresh where the class names differ. Raises ConfigError naming the first parameter that does not fit.
     """
     old, new = architecture_from(model.architecture), network.architecture
-    state = dict(model.weights(weights))
+    state = dict(model.weights())
     if "pos_embed" in state:
         state["pos_embed"] = resample_positions(state["pos_embed"], old.grid, new.grid, prefix=old.prefix)
     own = network.state_dict()
-    if old.classes != new.classes:
+    if model.classes != list(classes):
         state.update({name: tensor for name, tensor in own.items() if name.startswith("head.")})
     for name in sorted(own.keys() | state.keys()):
         there, here = (tuple(s[name].shape) if name in s else None for s in (state, own))

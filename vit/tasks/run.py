@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -36,6 +36,8 @@ from vit.tasks.classify import Classify
 from vit.tasks.config import Config, TrainConfig
 
 log = logging.getLogger("vit")
+
+_SHAPE = ("class_token", "registers", "positions", "pool", "mlp", "activation", "qk_norm")
 
 
 @dataclass
@@ -86,7 +88,7 @@ def make_task(setup: Setup) -> Classify:
     """The network, fresh or from the weights to start with, inside its task."""
     network = VisionTransformer(setup.architecture)
     if setup.start is not None:
-        start_from(setup.start, network)
+        start_from(setup.start, network, setup.listing.classes)
     network.checkpointing = setup.config.train.checkpointing
     counts = Counter(sample.label for sample in setup.listing.splits["train"])
     classes = setup.listing.classes
@@ -253,8 +255,18 @@ def _colours(start: ModelFile) -> dict[str, Any]:
 
 
 def _architecture_like(start: ModelFile, model: ModelConfig, classes: int) -> VisionArchitecture:
-    """The file's architecture with this run's classes, picture size and regularisation."""
+    """The file's architecture with this run's classes, picture size and regularisation.
+
+    Raises ConfigError for a setting that asks for another shape than the file's.
+    """
     old = architecture_from(start.architecture)
+    asked = asdict(model) if model.name == "auto" else asdict(model.resolve(classes=classes, picture_size=224))
+    ordinary = asdict(ModelConfig()) if model.name == "auto" else {}
+    for key in ("patch_size", "dim", "depth", "heads", "hidden", *_SHAPE):
+        if key in asked and asked[key] != ordinary.get(key) and asked[key] != getattr(old, key):
+            raise ConfigError(
+                f"model.{key}: {asked[key]}, but the weights of model.init have {getattr(old, key)}; leave it out"
+            )
     size = model.image_size if model.image_size is not None else old.image_size
     height, width = (size, size) if isinstance(size, int) else size
     return replace(
