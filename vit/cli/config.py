@@ -7,6 +7,7 @@ nothing in it can name code. Unknown keys are refused with the nearest one that 
 
 import difflib
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass
 from operator import attrgetter
@@ -22,6 +23,15 @@ from vit.tasks.config import Config
 
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null")}
 
+_KINDS = {  # how Python's types are called in messages
+    "typing.Literal": "one of ",
+    "tuple[int, int]": "[number, number]",
+    "NoneType": "null",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a word",
+}
 _OPTIONS = ["config", "out", "resume", "print-config"]  # of vit train, beside the keys
 
 
@@ -157,10 +167,16 @@ def _nearest(key: str, dashes: str = "") -> str:
 
 
 def _in_one_line(error: Exception) -> str:
+    """jsonargparse's several lines as `key: expected a number, got abc`."""
     text = " ".join(str(error).split())
-    for noise in ("Parser key ", "typing."):
-        text = text.replace(noise, "")
-    return text.replace("<class '", "").replace("'>", "").replace('": Expected a ', ": expected a ").lstrip('"')
+    key, value = re.search(r'key "([\w.]+)"', text), re.search(r"(?:Got|Given) value: ?(.*)$", text)
+    if key is None or value is None:
+        return text
+    expected = re.search(r"Subtypes: \[(.*?)\] Errors", text) or re.search(r"Expected an? (.*?)\. Got", text)
+    kind = re.sub(r"<class '(\w+)'>", r"\1", expected.group(1) if expected else "another kind of value")
+    for name, words in _KINDS.items():
+        kind = kind.replace(name, words)
+    return f"{key.group(1)}: expected {kind}, got {value.group(1) or 'nothing'}"
 
 
 def to_yaml(config: Config) -> str:
