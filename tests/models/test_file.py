@@ -168,7 +168,8 @@ def test_a_pickle_never_runs_its_code(writer: str, suffix: str, tmp_path: Path) 
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path)
-    assert "cut, damaged, or no" in refusal(path)
+    reason = "objects that could run code" if (writer, suffix) == ("torch", ".ckpt") else "cut, damaged, or no"
+    assert reason in refusal(path)
     assert not marker.exists()
 
 

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -175,6 +176,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as file:
             damaged = file.testzip()  # torch does not look at the checksums that it writes
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ModelFileError(
+            f"{display_path(path)}: holds objects that could run code; such files are refused"
+        ) from error
     except Exception as error:  # torch reports cut, foreign and unsafe files by many kinds of exception
         raise ModelFileError(
             f"{display_path(path)}: cut, damaged, or no checkpoint at all ({_first(error)})"
