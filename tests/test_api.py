@@ -178,6 +178,40 @@ def test_a_picture_turned_by_its_metadata_is_seen_upright(
     assert model.predict(tmp_path / "turned.png") == model.predict(pixels)
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tiff"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_opened_picture_is_turned_by_its_metadata_as_its_file_is(
+    model: vit.Classifier, pixels: np.ndarray, tmp_path: Path, orientation: int, suffix: str
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"turned.{suffix}"
+    Image.fromarray(pixels).save(path, exif=exif)
+    for loaded in (False, True):
+        with Image.open(path) as opened:
+            if loaded:
+                opened.load()
+            assert torch.equal(model.prepare(opened), model.prepare(path))
+    if orientation > 1:
+        assert not torch.equal(model.prepare(path), model.prepare(np.array(Image.fromarray(pixels))))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (20, 26), (16, 400)])
+def test_arrays_turned_about_or_not_to_be_written_to_are_taken_as_they_are(
+    model: vit.Classifier, size: tuple[int, int]
+) -> None:
+    array = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    expected = model.prepare(array)
+    backwards = np.ascontiguousarray(array[..., ::-1])  # as OpenCV reads
+    locked = array.copy()
+    locked.flags.writeable = False
+    for same in (backwards[..., ::-1], locked, np.asfortranarray(array), array[::-1].copy()[::-1]):
+        assert torch.equal(model.prepare(same), expected)
+    before = locked.copy()
+    model.prepare(locked).zero_()
+    assert (locked == before).all()
+
+
 def test_sixteen_bits_are_seen_as_eight(model: vit.Classifier, pixels: np.ndarray, tmp_path: Path) -> None:
     grey = pixels[:, :, 0]
     Image.fromarray(grey).save(tmp_path / "8.png")

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from vit.data.config import Preprocessing
-from vit.data.decode import decode, to_rgb
-from vit.data.normalise import Normalise
+from vit.data.decode import decode, upright_rgb
+from vit.data.normalise import Normalise, as_tensor
 from vit.data.transforms import EvaluationTransform
 from vit.models.file import Weights, build_network, load_model
 from vit.models.vision import VisionTransformer
@@ -33,7 +33,8 @@ class Classifier:
     """A trained network with what it needs to read pictures and to name classes.
 
     Wherever images are asked for: one or a list of paths, PIL images, or uint8 arrays [H, W, 3]; uint8 tensors
-    [3, H, W] or [B, 3, H, W]; or a float tensor [B, 3, H, W] that is already preprocessed.
+    [3, H, W] or [B, 3, H, W]; or a float tensor [B, 3, H, W] that is already preprocessed. Arrays and tensors are in
+    RGB (OpenCV reads BGR: turn it by `[..., ::-1]`) and upright; files and PIL images are turned as their metadata say.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Classifier:
 
     def prepare(self, image: Picture) -> Tensor:
         """One picture of any size and kind -> uint8 [3, H, W] of the model's size."""
-        return torch.from_numpy(self.transform(_as_array(image))).permute(2, 0, 1)
+        return as_tensor(self.transform(_as_array(image)))
 
     def _batches(self, images: Any, batch_size: int) -> Iterator[Tensor]:
         if isinstance(images, Tensor) and images.is_floating_point():
@@ -116,7 +117,7 @@ def _as_array(image: Picture) -> np.ndarray:
     if isinstance(image, str | Path):
         return decode(image)
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        return upright_rgb(image)
     array: np.ndarray = image.permute(1, 2, 0).cpu().numpy() if isinstance(image, Tensor) else image
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise ValueError(f"a picture must be uint8 [H, W, 3], got {array.dtype} {list(array.shape)}")

@@ -17,6 +17,14 @@ class ConfigError(VitError, ValueError):
     exit_code = 2
 
 
+class Interrupted(VitError):
+    """A signal ended the command in order; `number` is the signal's."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+
+
 class DataError(VitError):
     """A folder, listing or file of the user's data that cannot serve."""
 

@@ -146,8 +146,12 @@ def test_without_out_the_report_is_in_the_run_folder(
     monkeypatch.chdir(tmp_path)
     assert vit("evaluate", run, labelled, "--workers=0").code == 0
     assert (run / "evaluation" / "metrics.json").is_file()
-    assert not (tmp_path / "evaluation").exists()
+    shutil.rmtree(run / "evaluation")
     assert vit("evaluate", run / "model.safetensors", labelled, "--workers=0").code == 0
+    assert (run / "evaluation" / "metrics.json").is_file()
+    assert not (tmp_path / "evaluation").exists()
+    shutil.copy(run / "model.safetensors", tmp_path / "alone.safetensors")
+    assert vit("evaluate", tmp_path / "alone.safetensors", labelled, "--workers=0").code == 0
     assert (tmp_path / "evaluation" / "metrics.json").is_file()
 
 
@@ -202,13 +206,14 @@ def test_pictures_that_were_trained_on_are_counted_and_told(
     report: Any, trained_run: Path, colour_folder: Path, labelled: Path
 ) -> None:
     flattering, _, out = report(colour_folder)
-    assert flattering["trained_on"] == 30
+    assert flattering["seen_in_training"] == {"train": 30, "val": 6}
     assert "TRAINED ON         30 of them" in out
-    assert f"held-out pictures: vit evaluate {trained_run} {trained_run}/split.csv" in out
     held_out, rows, out = report(trained_run / "split.csv")
-    assert (held_out["trained_on"], held_out["split"], held_out["count"]) == (0, "val", len(rows))
+    assert held_out["seen_in_training"] == {"train": 0, "val": len(rows)}
+    assert (held_out["split"], held_out["count"]) == ("val", len(rows))
+    assert f"note               {len(rows)} of them chose the best epoch" in out
     assert "TRAINED ON" not in out
-    assert report(labelled)[0]["trained_on"] == 0
+    assert report(labelled)[0]["seen_in_training"] == {"train": 0, "val": 0}
 
 
 def test_a_split_can_be_chosen_and_must_exist(

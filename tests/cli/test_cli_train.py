@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,10 @@ def test_the_run_folder_is_complete_and_consistent(trained_run: Path, colour_fol
     assert json.loads((trained_run / "classes.json").read_text(encoding="utf-8")) == ["blue", "green", "red"]
     settled = compose([str(trained_run / "config.yaml")], [])
     assert settled.model.image_size == (16, 16)
-    assert settled.train == compose([], [*tiny, "--train.epochs=2"]).train
+    assert (
+        settled.train == compose([], [*tiny, "--train.epochs=2", f"--train.precision={settled.train.precision}"]).train
+    )
+    assert settled.train.precision != "auto"
     with (trained_run / "metrics.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]
@@ -127,6 +131,24 @@ def test_a_run_goes_on_from_its_last_checkpoint_with_its_log_and_metrics(
     assert log_lines(run) == [*first, *outcome.out.splitlines()]
     with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+
+
+def test_a_resumed_run_keeps_its_settings_and_its_pictures(
+    vit: Any, refused: Any, picture: Any, colour_folder: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(colour_folder, data)
+    assert vit("train", data, *tiny, "--train.epochs=1", "--out", run).code == 0
+    split = (run / "split.csv").read_bytes()
+    picture("red", 99).save(data / "red" / "later.png")
+    # neither DATA nor the settings need be said again, and a picture that came later changes nothing
+    outcome = vit("train", f"--out={run}", "--resume", "--train.epochs=2")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "epoch 2/2" in outcome.out
+    assert (run / "split.csv").read_bytes() == split
+    for key, value in [("train.seed", "3"), ("optim.lr", "0.5"), ("model.depth", "3"), ("data.val_fraction", "0.5")]:
+        message = refused("train", data, f"--out={run}", "--resume", f"--{key}={value}", code=2)
+        assert message.startswith(f"vit: --resume: {key} is ")
 
 
 def test_a_later_command_of_the_same_process_writes_to_no_earlier_log(

@@ -10,8 +10,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from vit.data.augment import TrainingTransform, draw_seed
+from vit.data.augment import TrainingTransform
 from vit.data.config import AugmentConfig, Preprocessing
+from vit.data.sampling import draw_seed
 from vit.data.transforms import EvaluationTransform
 
 EVERYTHING = {

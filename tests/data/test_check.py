@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from vit.cli.data import main
+from vit.data import check as check_module
 from vit.data.check import check, report_lines
 from vit.data.duplicates import fingerprint, near_pairs
 
@@ -87,14 +88,14 @@ def test_the_same_picture_in_two_splits_is_a_leak_whatever_its_format(tmp_path):
     assert report.must_mend == ["the same picture in several splits: 1"]
 
 
-def test_a_picture_made_smaller_and_packed_harder_is_a_leak_too(tmp_path):
+def test_a_picture_made_smaller_and_packed_harder_in_another_split_is_worth_a_look(tmp_path):
     fill(tmp_path)
     first = put(tmp_path / "train" / "a" / "x.png", picture(7777, 240, 320))
     second = put(tmp_path / "val" / "a" / "y.jpg", picture(7777, 120, 160), quality=40)
     report = check(tmp_path)
     assert report.near_leaks == [[first, second]]
-    assert report.leaks == []
-    assert report.must_mend == ["pictures that look alike in different splits: 1"]
+    assert report.leaks == report.must_mend == []
+    assert report.worth_a_look == ["pictures that look alike in different splits: 1"]
 
 
 def test_the_same_picture_under_two_labels_is_a_conflict(tmp_path):
@@ -131,21 +132,61 @@ def test_flat_pictures_and_gradients_are_not_taken_for_copies(tmp_path):
     assert report.must_mend == report.worth_a_look == []
 
 
-def test_near_pairs_are_those_of_a_plain_search():
-    rng = np.random.default_rng(0)
-    greys = rng.integers(0, 256, (700, 8, 9), np.uint8)
-    for copy, original in ((650, 3), (20, 400), (699, 698)):
-        greys[copy] = np.clip(greys[original].astype(int) + rng.integers(-1, 2, (8, 9)), 0, 255)
-    bits = (greys[:, :, 1:] > greys[:, :, :-1]).reshape(700, 64)
-    distances = (bits[:, None] != bits[None]).sum(-1)
-    expected = [(i, j, distances[i, j]) for i in range(700) for j in range(i + 1, 700) if distances[i, j] <= 4]
-    assert sorted(near_pairs(greys)) == expected
-    assert {(i, j) for i, j, _ in expected} == {(3, 650), (20, 400), (698, 699)}
+def plain_search(greys: np.ndarray, bits: int) -> list[tuple[int, int, int]]:
+    """Every pair compared with every other."""
+    signs = (greys[:, :, 1:] > greys[:, :, :-1]).reshape(len(greys), 64)
+    return [
+        (i, j, int(distance))
+        for i in range(len(greys))
+        for j in range(i + 1, len(greys))
+        if (distance := (signs[i] != signs[j]).sum()) <= bits
+        and np.abs(greys[i].astype(int) - greys[j].astype(int)).mean() <= 8
+    ]
 
 
-def test_the_search_for_lookalikes_ends_when_everything_looks_alike():
-    greys = np.repeat(fingerprint(picture(1)).grey[None], 2000, 0)
-    assert 100 <= len(near_pairs(greys, limit=100)) <= 200
+@pytest.mark.parametrize("bits", [0, 1, 4, 6])
+@pytest.mark.parametrize("seed", range(3))
+def test_near_pairs_are_those_of_a_plain_search(seed, bits):
+    rng = np.random.default_rng(seed)
+    originals = rng.integers(0, 256, (40, 8, 9), np.uint8)
+    noise = rng.integers(-8, 9, (360, 8, 9)) * rng.integers(0, 2, (360, 1, 1))
+    greys = np.clip(originals[rng.integers(0, 40, 360)].astype(int) + noise, 0, 255).astype(np.uint8)
+    expected = plain_search(greys, bits)
+    assert len({distance for _, _, distance in expected}) == bits + 1
+    assert sorted(near_pairs(greys, bits)) == expected
+
+
+def test_near_pairs_are_found_across_the_tiles_of_a_large_bucket():
+    greys = np.repeat(fingerprint(picture(1)).grey[None], 1100, 0)
+    assert sorted((i, j) for i, j, _ in near_pairs(greys)) == [(i, j) for i in range(1100) for j in range(i + 1, 1100)]
+
+
+def test_the_search_for_lookalikes_says_when_it_ends_early(tmp_path, monkeypatch):
+    fill(tmp_path)
+    for place in range(4):
+        put(tmp_path / "train" / "a" / f"alike{place}.png", picture(7777) // 2 + np.uint8(place))
+    assert check(tmp_path).more_alike is False
+    monkeypatch.setattr(check_module, "_ALIKE", 5)
+    report = check(tmp_path)
+    assert report.more_alike is True
+    assert report.worth_a_look == ["more pictures look alike; the search ended after 5 pairs"]
+    monkeypatch.setattr(check_module, "_ALIKE", 6)
+    assert check(tmp_path).more_alike is False
+
+
+def test_pictures_wait_for_a_thread_in_small_numbers():
+    asked = []
+
+    def paths():
+        for number in range(100_000):
+            asked.append(number)
+            yield f"absent/{number}.png"
+
+    results = check_module._fingerprints(paths(), 100)
+    assert next(results).path == "absent/0.png"
+    assert len(asked) < 2000
+    assert [next(results).path for _ in range(20)] == [f"absent/{number}.png" for number in range(1, 21)]
+    results.close()
 
 
 def test_trouble_with_classes_must_be_mended(tmp_path):

@@ -130,7 +130,7 @@ def all_epochs(samples, workers, epochs):
     augment = AugmentConfig(crop_scale=(0.2, 1.0), policy="randaugment", erase=0.5)
     dataset = ImageDataset(samples, TrainingTransform(augment, PREPROCESSING), seed=1)
     sampler = EpochSampler([sample.label for sample in samples], seed=1)
-    loader = image_loader(dataset, sampler, batch_size=4, workers=workers, persistent_workers=True)
+    loader = image_loader(dataset, sampler, batch_size=4, workers=workers)
     result = []
     for epoch in range(epochs):
         sampler.set_epoch(epoch)
@@ -211,6 +211,8 @@ def test_the_number_of_workers_is_the_number_of_usable_cores_or_what_is_asked_fo
     assert worker_count(0) == 0
     assert worker_count(13) == 13
     assert 1 <= worker_count(-1) <= 8
+    assert worker_count(-1, processes=1000) == 1
+    assert worker_count(13, processes=1000) == 13
 
 
 def test_no_more_workers_are_started_than_there_are_batches(samples):

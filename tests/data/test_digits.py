@@ -82,6 +82,11 @@ def test_a_set_with_a_picture_changed_is_not_taken_for_complete(tmp_path):
         make_digits(out)
 
 
+def test_the_digits_pass_their_own_check(digits, capsys):
+    assert main(["check", str(digits)]) == 0
+    assert "nothing must be mended" in capsys.readouterr().out
+
+
 def test_two_runs_make_the_same_files(digits, tmp_path):
     make_digits(tmp_path / "again")
     for path in digits.rglob("*.png"):

@@ -182,7 +182,18 @@ def test_names_that_are_no_utf8_survive(tmp_path):
         assert os.path.getsize(sample.path) == 1
 
 
-@pytest.mark.parametrize("columns", [("path", "label"), ("file", "class"), (" Filename ", "Class"), ("image", "label")])
+@pytest.mark.parametrize(
+    "columns",
+    [
+        ("path", "label"),
+        ("file", "class"),
+        (" Filename ", "Class"),
+        ("image", "label"),
+        ("file_name", "label"),
+        ("filepath", "class"),
+        ("image_path", "label"),
+    ],
+)
 def test_a_csv_list_is_read_by_its_column_names(tmp_path, columns):
     fill(tmp_path / "p", 4)
     rows = ["p/0.jpg,cat", "p/1.jpg,cat", '"p/2.jpg","a dog"', f"{tmp_path}/p/3.jpg,a dog"]
@@ -216,7 +227,11 @@ def test_files_that_a_list_names_and_that_are_not_there_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("a.csv", "picture,label\n0.jpg,a\n", "line 2: no column called path, file, filename or image"),
+        (
+            "a.csv",
+            "picture,label\n0.jpg,a\n",
+            "line 2: no column called path, file, filename, file_name, filepath, image_path or image",
+        ),
         ("a.csv", "path,kind\n0.jpg,a\n", "line 2: no column called label or class"),
         ("a.csv", "path,label\n0.jpg,a\n1.jpg\n", "line 3: label must be text, got None"),
         ("a.csv", "path,label\n0.jpg,a\n1.jpg,\n", "line 3: label must be text, got ''"),

@@ -1,11 +1,15 @@
 """The data module under Lightning: epochs, splits, equal batches."""
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
 from vit.data.config import AugmentConfig, DataConfig, Preprocessing
@@ -52,19 +56,23 @@ class Recorder(L.LightningModule):
 
     def validation_step(self, batch, _):
         self.validated.append((self.current_epoch, batch.indices.tolist()))
+        self.log("val/weight", self.weight)
 
     def configure_optimizers(self):
+        # As the real tasks do for their schedules: Lightning makes the training loader and starts its workers here.
+        assert self.trainer.estimated_stepping_batches > 0
         return torch.optim.SGD(self.parameters(), lr=1e-4)
 
 
-def train(listing, tmp_path, epochs=2, resume=None, save=None, **settings):
+def train(listing, tmp_path, epochs=2, resume=None, save=None, callbacks=(), **settings):
     recorder = Recorder()
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
         devices=1,
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=bool(callbacks),
+        callbacks=list(callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -87,14 +95,30 @@ def test_lightning_gives_every_epoch_a_new_order_and_a_second_run_the_same(listi
     assert all(torch.equal(a[2], b[2]) for a, b in zip(first, second, strict=True))
 
 
-def test_a_run_resumed_between_epochs_goes_on_with_the_order_it_would_have_had(listing, tmp_path):
-    whole = train(listing, tmp_path, epochs=3).trained
-    checkpoint = tmp_path / "one.ckpt"
-    train(listing, tmp_path, epochs=1, save=checkpoint)
-    rest = train(listing, tmp_path, epochs=3, resume=checkpoint).trained
-    expected = [record for record in whole if record[0] > 0]
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("when", ["after the run", "at an epoch's end", "after the validation"])
+def test_a_run_resumed_between_epochs_goes_on_with_the_order_it_would_have_had(listing, tmp_path, when, workers):
+    whole = train(listing, tmp_path, epochs=4, workers=workers).trained
+    if when == "after the run":
+        checkpoint = tmp_path / "two.ckpt"
+        train(listing, tmp_path, epochs=2, save=checkpoint, workers=workers)
+    else:
+        at_end = when == "at an epoch's end"
+        keep = ModelCheckpoint(tmp_path, "{epoch}", save_on_train_epoch_end=at_end, save_top_k=-1, monitor="val/weight")
+        train(listing, tmp_path, epochs=3, callbacks=[keep], workers=workers)
+        checkpoint = tmp_path / "epoch=1.ckpt"
+    rest = train(listing, tmp_path, epochs=4, resume=checkpoint, workers=workers).trained
+    expected = [record for record in whole if record[0] > 1]
     assert [record[:2] for record in rest] == [record[:2] for record in expected]
     assert all(torch.equal(a[2], b[2]) for a, b in zip(rest, expected, strict=True))
+
+
+def test_a_run_resumed_twice_goes_on_where_the_second_part_ended(listing, tmp_path):
+    whole = train(listing, tmp_path, epochs=3).trained
+    train(listing, tmp_path, epochs=1, save=tmp_path / "1.ckpt")
+    train(listing, tmp_path, epochs=2, resume=tmp_path / "1.ckpt", save=tmp_path / "2.ckpt")
+    rest = train(listing, tmp_path, epochs=3, resume=tmp_path / "2.ckpt", workers=2).trained
+    assert [record[:2] for record in rest] == [record[:2] for record in whole if record[0] == 2]
 
 
 def test_another_seed_gives_another_order(listing, tmp_path):
@@ -128,7 +152,7 @@ def test_ranks_share_training_and_validation(listing):
     for rank in (0, 1):
         module = data_module(listing)
         strategy = SimpleNamespace(root_device=torch.device("cpu"))
-        module.trainer = SimpleNamespace(global_rank=rank, world_size=2, strategy=strategy)
+        module.trainer = SimpleNamespace(global_rank=rank, world_size=2, num_devices=2, strategy=strategy)
         parts.append(
             [
                 [i for batch in loader for i in batch.indices.tolist()]
@@ -154,3 +178,19 @@ def test_balance_and_repeats_reach_the_order(listing):
 def test_a_split_without_pictures_is_refused_by_name(listing):
     with pytest.raises(DataError, match="no pictures for test"):
         data_module(listing).test_dataloader()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be taken away here")
+def test_the_processes_of_one_machine_share_its_cores(listing, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    module = data_module(listing, batch_size=1, workers=-1)
+    assert module.train_dataloader().num_workers == 6
+    for devices, workers in ((2, 3), (16, 1)):
+        module.trainer = SimpleNamespace(global_rank=0, world_size=2, num_devices=devices, strategy=strategy)
+        assert module.train_dataloader().num_workers == workers
+
+
+def test_the_module_does_not_wait_for_albumentations_to_be_imported():
+    program = "import sys, vit.data.module; assert not {'albumentations', 'cv2'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)

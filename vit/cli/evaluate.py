@@ -4,7 +4,6 @@ import contextlib
 import csv
 import json
 import logging
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -57,14 +56,16 @@ def evaluate(
     from vit.data.folders import list_evaluation
     from vit.models.file import build_network, load_model
 
-    run = Path(model) if Path(model).is_dir() else Path(model).parent
-    folder = Path(out) if out else (run if Path(model).is_dir() else Path()) / "evaluation"
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--out {display_path(folder)}: not a folder")
+    run = _run_of(Path(model))
+    folder = Path(out) if out else (run or Path()) / "evaluation"
     file = load_model(Path(model))
     network = build_network(file, weights, source=model)
     listing = list_evaluation(data, file.classes, split=split)
-    from vit.cli.quiet import quiet_lightning
+    try:  # now, not after an hour
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {display_path(folder)}: {(error.strerror or str(error)).lower()}") from error
+    from vit.cli.quiet import quiet_lightning, signals_as_errors
 
     quiet_lightning()
     from vit.data.module import ImageFolderData
@@ -76,29 +77,34 @@ def evaluate(
     task = Classify(network, file.classes, preprocessing, config)
     trainer = make_trainer(config, run=None)
     loaders = ImageFolderData(replace(listing, splits={"test": samples}), config.data, config.augment, preprocessing, 0)
-    started = time.perf_counter()
-    trainer.test(task, datamodule=loaders, verbose=False)
-    seconds = time.perf_counter() - started
+    with signals_as_errors():
+        trainer.test(task, datamodule=loaders, verbose=False)
     if trainer.is_global_zero:
         facts = {
             "model": str(model),
             "weights": weights or ("raw" if file.ema is None else "ema"),
             "data": str(data),
             "split": name,
-            "images_per_second": round(len(task.gathered.indices) / seconds, 1),
-            "trained_on": _trained_on(run, samples),
+            "images_per_second": round(len(task.gathered.indices) / task.test_seconds, 1),
+            "seen_in_training": _seen(run, samples),
         }
         _report(folder, facts, task.gathered, samples, file.classes, listing, preprocessing)
     return 0
 
 
-def _trained_on(run: Path, samples: "list[Sample]") -> int:
-    """How many of the pictures the run was trained on, by its split.csv; 0 where that is not known."""
-    if not (run / "split.csv").is_file():
-        return 0
+def _run_of(model: Path) -> Path | None:
+    """The run folder that a model belongs to: itself, or above a model file or checkpoint of it."""
+    folders = [model] if model.is_dir() else [model.parent, model.parent.parent]
+    return next((folder for folder in folders if (folder / "split.csv").is_file()), None)
+
+
+def _seen(run: Path | None, samples: "list[Sample]") -> dict[str, int]:
+    """How many of the pictures the run was trained on, and by how many its best epoch was chosen."""
+    if run is None:
+        return {}
     with (run / "split.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        trained = {row["path"] for row in csv.DictReader(file) if row["split"] == "train"}
-    return sum(sample.path in trained for sample in samples)
+        splits = {row["path"]: row["split"] for row in csv.DictReader(file)}
+    return {split: sum(splits.get(sample.path) == split for sample in samples) for split in ("train", "val")}
 
 
 def _report(
@@ -117,12 +123,13 @@ def _report(
 
     p = gathered.predictions
     if not len(p.labels):
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # nothing to report
         raise DataError(f"{display_path(facts['data'])}: none of the {len(samples)} pictures could be read")
     metrics = classification_metrics(p, classes)
     left_out = [{"path": o.path, "reason": o.reason} for o in listing.left_out]
     unreadable = [{"path": samples[i].path, "reason": reason} for i, reason in gathered.failures]
     counts = {"unreadable": unreadable, "left_out": left_out, "unknown_classes": listing.unknown}
-    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "metrics.json", json.dumps({**facts, **metrics, **counts}, indent=1) + "\n")
     _write_predictions(folder / "predictions.csv", gathered, samples, classes)
     matrix = confusion_matrix(p, len(classes))
@@ -207,11 +214,11 @@ def _print_summary(
         return f"{100 * metrics[name]:6.2f} %   (95 %: {100 * low:.2f} to {100 * high:.2f})"
 
     log.info("pictures           %d of %s", metrics["count"], display_path(facts["data"]))
-    if facts["trained_on"]:
-        log.info("TRAINED ON         %d of them: these numbers flatter the model", facts["trained_on"])
-        model = Path(facts["model"])
-        held_out = display_path((model if model.is_dir() else model.parent) / "split.csv")
-        log.info("                   held-out pictures: vit evaluate %s %s", display_path(facts["model"]), held_out)
+    trained, chose = (facts["seen_in_training"].get(split, 0) for split in ("train", "val"))
+    if trained:
+        log.info("TRAINED ON         %d of them: they flatter the model; its split.csv lists the others", trained)
+    if chose:
+        log.info("note               %d of them chose the best epoch, which flatters the model a little", chose)
     log.info("accuracy           %s", share("top1"))
     log.info("top-5 accuracy     %s", share("top5"))
     log.info("balanced accuracy  %s", share("balanced_accuracy"))

@@ -29,7 +29,6 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130 interrupted, 143 te
 def run() -> None:
     """The console script."""
     try:
-        # Worker threads of libraries must not keep a finished command from ending.
         sys.exit(main(sys.argv[1:]))
     finally:
         try:
@@ -120,6 +119,7 @@ def _in_words(error: Exception) -> str:
 
 def _log_to_stdout() -> None:
     """What commands tell goes to standard output, through the logger `vit`, so that a run's log.txt holds it too."""
+    logging.raiseExceptions = False  # a full disk under log.txt is told once, by the writer of a checkpoint
     log = logging.getLogger("vit")
     if not any(isinstance(handler, _Print) for handler in log.handlers):
         log.addHandler(_Print())

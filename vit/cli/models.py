@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
     names = [name for name in SIZES if fnmatch.fnmatch(name.lower(), pattern.lower())]
     if not names:
         raise ConfigError(f"no size matches {display_path(pattern)}; there are {', '.join(SIZES)}")
-    print(f"{'size':8} {'dim':>6} {'depth':>6} {'heads':>6} {'hidden':>7} {'parameters':>11}")
+    print(f"{'size':8} {'dim':>6} {'depth':>6} {'heads':>6} {'hidden':>7} {'in blocks':>11}")
     for name in names:
         size = SIZES[name]
         # q, k, v, output projection, two MLP matrices with their biases, two norms

@@ -2,14 +2,15 @@
 
 import csv
 import json
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from vit.cli.arguments import Parser
 from vit.errors import ConfigError, UnreadableImage, display_path
@@ -17,10 +18,13 @@ from vit.files import whole_file
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from tqdm import tqdm
 
     from vit.api import Classifier, Prediction
 
 Record = dict[str, Any]
+
+_BLOCK = 1 << 16  # bytes of a list read at a time, at most
 
 
 def main(argv: list[str]) -> int:
@@ -28,7 +32,7 @@ def main(argv: list[str]) -> int:
     parser = Parser(prog="vit predict", description="Labels for pictures.")
     parser.add_argument("model", metavar="MODEL", help="run folder, .safetensors model file or .ckpt")
     parser.add_argument(
-        "paths", metavar="PATH", nargs="+", help="files, folders, globs; - reads a list from standard input"
+        "paths", metavar="PATH", nargs="+", help="files, folders, globs; - reads a list of files from standard input"
     )
     parser.add_argument("--top", type=int, default=5, help="classes a picture (default 5)")
     parser.add_argument("--format", choices=("jsonl", "csv"), default="jsonl")
@@ -41,15 +45,14 @@ def main(argv: list[str]) -> int:
         parser.error("--top and --batch-size must be at least 1")
 
     from vit.api import load
-    from vit.data.folders import find_images
 
     try:
         classifier = load(options.model, weights=options.weights, device=options.device)
-    except RuntimeError as error:  # torch's, where there is no such device
+    except (RuntimeError, AssertionError) as error:  # torch's, where there is no such device or no code for it
         if options.device is None:
             raise
         raise ConfigError(f"--device {options.device}: {str(error).partition('. ')[0]}") from error
-    paths = find_images(_given(options.paths))
+    parts = _parts(options.paths)
     failed = 0
     with ExitStack() as stack:
         stream: IO[str] = sys.stdout
@@ -59,11 +62,14 @@ def main(argv: list[str]) -> int:
         else:
             sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
         write = _writer(options.format, stream, min(options.top, len(classifier.classes)))
+        bar = stack.enter_context(_progress(parts, to_file=bool(options.out)))
+        paths = chain.from_iterable(parts)
         for record in predict(classifier, paths, top=options.top, batch_size=options.batch_size):
             write(record)
+            bar.update()
             if "error" in record:
                 failed += 1
-                print(f"vit: {display_path(record['path'])}: {record['error']}", file=sys.stderr)
+                bar.write(f"vit: {display_path(record['path'])}: {record['error']}", file=sys.stderr)
     if failed:
         print(f"vit: {failed} of the pictures could not be read", file=sys.stderr)
     return 1 if failed else 0
@@ -112,14 +118,39 @@ def _answer(classifier: "Classifier", part: list[tuple[str, "Future[Tensor]"]], 
             yield {"path": path, "top": [{"class": name, "probability": round(p, 6)} for name, p in likeliest]}
 
 
-def _given(paths: list[str]) -> Iterator[str]:
-    """The paths as given; `-` stands for a list on standard input, one a line or separated by zero bytes."""
-    for path in paths:
-        if path != "-":
-            yield path
-            continue
-        text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
-        yield from (line for line in text.split("\0" if "\0" in text else "\n") if line)
+def _parts(words: list[str]) -> list[Iterable[str]]:
+    """The pictures each word stands for; `-` is a list on standard input, not yet read.
+
+    Raises DataError where a word names no picture; what the list names shows when it is opened.
+    """
+    from vit.data.folders import find_images
+
+    return [_listed(sys.stdin.buffer) if word == "-" else list(find_images([word])) for word in words]
+
+
+def _listed(stream: BinaryIO) -> Iterator[str]:
+    """The paths of a list, one a line or separated by zero bytes, each as soon as it has come in whole."""
+    rest, separator = b"", b"\n"
+    while block := stream.read1(_BLOCK):  # type: ignore[attr-defined]  # what there is: does not wait for a full block
+        rest += block
+        if b"\0" in rest:  # no path holds one, but a path may hold a line break
+            separator = b"\0"
+        *whole, rest = rest.split(separator)
+        yield from (os.fsdecode(path) for path in whole if path)
+    if rest:
+        yield os.fsdecode(rest)
+
+
+def _progress(parts: list[Iterable[str]], *, to_file: bool) -> "tqdm[Any]":
+    """A bar on standard error after two seconds; none where nobody watches or the records go to the same terminal."""
+    from tqdm import tqdm
+
+    shown = sys.stderr.isatty() and (to_file or not sys.stdout.isatty())
+    total = sum(len(part) for part in parts if isinstance(part, list))
+    known = all(isinstance(part, list) for part in parts)
+    return tqdm(
+        total=total if known else None, unit=" pictures", delay=2, leave=False, disable=not shown, file=sys.stderr
+    )
 
 
 def _writer(form: str, stream: IO[str], top: int) -> Callable[[Record], None]:

@@ -1,7 +1,12 @@
 """Keep libraries from talking over us."""
 
+import contextlib
 import logging
+import signal
 import warnings
+from collections.abc import Iterator
+
+from vit.errors import Interrupted
 
 
 def quiet_lightning() -> None:
@@ -16,9 +21,22 @@ def quiet_lightning() -> None:
         ".*number of training batches.*smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*lr_scheduler.step.*optimizer.step.*",
-        ".*mid-epoch.*",
         ".*isn't a directory to save.*",
         ".*LeafSpec.*",
-        ".*sync_dist=True.*",  # every device has the same number already
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+@contextlib.contextmanager
+def signals_as_errors() -> Iterator[None]:
+    """Lightning ends the process by itself at a signal, with exit code 0 or 1; here it becomes `Interrupted`."""
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    try:
+        yield
+    except SIGTERMException as error:
+        raise Interrupted(signal.SIGTERM, "terminated") from error
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        raise Interrupted(signal.SIGINT, "interrupted") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vit.errors import display_path
 from vit.tasks.classify import Classify
-from vit.tasks.run import Setup, flops_per_image, lightning_precision
+from vit.tasks.run import Setup, flops_per_image
 
 log = logging.getLogger("vit")
 
@@ -28,7 +28,7 @@ def before_training(setup: Setup, task: Classify, run: Path) -> None:
         ("model", f"{config.model.name}, {a.depth} blocks of width {a.dim}, {a.heads} heads{start}"),
         ("input", f"{a.image_size[0]} x {a.image_size[1]} pixels, {a.grid[0]} x {a.grid[1]} patches"),
         ("size", f"{parameters / 1e6:.2f} M parameters, {flops_per_image(a) / 1e9:.3f} GFLOPs a picture"),
-        ("training", f"{config.train.epochs} epochs, batches of {config.data.batch_size}, {_precision(setup)}"),
+        ("training", f"{config.train.epochs} epochs, batches of {config.data.batch_size}, {config.train.precision}"),
         ("run", display_path(run)),
     ]
     for name, value in rows:
@@ -69,7 +69,3 @@ def _left_out(setup: Setup) -> str:
     first = left_out[0]
     more = f", and {len(left_out) - 1} more" if len(left_out) > 1 else ""
     return f"{display_path(first.path)}: {first.reason}{more}"
-
-
-def _precision(setup: Setup) -> str:
-    return {"32-true": "fp32", "bf16-mixed": "bf16", "16-mixed": "fp16"}[lightning_precision(setup.config.train)]

@@ -3,16 +3,20 @@
 import contextlib
 import logging
 import os
-import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
-from vit.cli.config import compose, config_parser, to_yaml
-from vit.errors import ConfigError, display_path
+from vit.cli.config import compose, config_parser, leaf_keys, to_yaml
+from vit.errors import ConfigError, Interrupted, display_path
 from vit.tasks.config import Config
 
 log = logging.getLogger("vit")
+
+_CHOSEN = "VIT_RUN_FOLDER"
 
 USAGE = """usage: vit train DATA [--config FILE ...] [--out RUN] [--resume] [--part.key value ...]
 
@@ -21,7 +25,7 @@ Train a Vision Transformer on a folder of pictures.
   DATA            folder with a folder a class, or with train/ val/ [test/] of such, or a .csv or .jsonl of path,label
   --config FILE   YAML with settings; can stand several times, later ones win
   --out RUN       folder to write to (default: runs/ and the name of DATA and the time)
-  --resume        continue the run in --out from its last checkpoint
+  --resume        go on with the run in --out from its last checkpoint, with its settings and its pictures
   --print-config  show the settings that would be used, and end
   --part.key VALUE  one setting; wins over every file
 
@@ -54,40 +58,43 @@ def main(argv: list[str]) -> int:
             words += [word] if equals else [word, *islice(rest, 1)]  # compose tells of a missing value
         else:
             data.append(word)
-    config = compose(files, words)
+    if resume:
+        config = _resumed_config(out, files, words)
+    else:
+        config = compose(files, words)
     if show:
         print(to_yaml(config), end="")
         return 0
-    if len(data) != 1:
+    if len(data) != 1 and not (resume and not data):
         raise ConfigError(f"vit train takes one DATA, got {len(data)}: {', '.join(map(display_path, data)) or 'none'}")
-    return train(data[0], config, out=out, resume=resume)
+    return train(data[0] if data else None, config, out=out, resume=resume)
 
 
-def train(data: str, config: Config, *, out: str | None = None, resume: bool = False) -> int:
-    """Train on a folder of pictures; everything about the run ends up in `out`. Returns the exit code."""
+def train(data: str | None, config: Config, *, out: str | None = None, resume: bool = False) -> int:
+    """Train on a folder of pictures; everything about the run ends up in `out`. Returns the exit code.
+
+    With `resume`, the pictures are those of the run's split.csv. Raises Interrupted after a signal.
+    """
     from vit.data.folders import list_training
 
-    run = _run_folder(data, out, resume)
-    listing = list_training(
-        data, val_fraction=config.data.val_fraction, test_fraction=config.data.test_fraction, seed=config.train.seed
-    )
+    run = _run_folder(data, out, resume, config)
+    shares = {"val_fraction": config.data.val_fraction, "test_fraction": config.data.test_fraction}
+    listing = list_training(run / "split.csv" if resume else data or "", **shares, seed=config.train.seed)
     # Lightning takes eight seconds to import: only once the settings and the folder are known to be good.
-    from vit.cli.quiet import quiet_lightning
+    from vit.cli.quiet import quiet_lightning, signals_as_errors
 
     quiet_lightning()
     import lightning as L
 
     from vit.cli.report import after_training, before_training
-    from vit.tasks.callbacks import StopOnSignal
     from vit.tasks.optim import check_optimizer
-    from vit.tasks.run import describe_folder, fit, make_task, make_trainer, prepare_folder, set_up
+    from vit.tasks.run import describe_folder, export, fit, make_task, make_trainer, prepare_folder, set_up
 
     check_optimizer(config.optim.name)
     setup = set_up(listing, config)
-    stop = StopOnSignal()
-    trainer = make_trainer(setup.config, run, stop)
+    trainer = make_trainer(setup.config, run)
     L.seed_everything(config.train.seed, workers=True, verbose=False)
-    first = _is_first_process()
+    first = trainer.is_global_zero
     if first and not resume:
         prepare_folder(run)
         describe_folder(setup, run, to_yaml(setup.config))
@@ -96,34 +103,61 @@ def train(data: str, config: Config, *, out: str | None = None, resume: bool = F
         if first:
             before_training(setup, task, run)
         try:
-            fit(setup, run, trainer, task, resume=run / "checkpoints" / "last.ckpt" if resume else None)
-        except SystemExit:  # Lightning's way out at a signal
-            if stop.received is None:
-                raise
-            return 128 + stop.received
-        if trainer.is_global_zero:
+            with signals_as_errors():
+                fit(setup, run, trainer, task, resume=run / "checkpoints" / "last.ckpt" if resume else None)
+        except Interrupted:
+            if first and (run / "checkpoints" / "last.ckpt").is_file():
+                export(run)
+            raise
+        if first:
             after_training(setup, task, run)
-    return 0 if stop.received is None else 128 + stop.received
+    return 0
 
 
-def _run_folder(data: str, out: str | None, resume: bool) -> Path:
-    if out is not None:
-        run = Path(out)
-    elif resume:
+_FREE = {f"train.{name}" for name in ("epochs", "accelerator", "devices", "nodes", "strategy", "compile", "patience")}
+_FREE |= {"train.checkpointing", "data.workers", "data.max_pixels"}
+
+
+def _resumed_config(out: str | None, files: list[str], words: list[str]) -> Config:
+    """The run's own settings, with those changed that leave its numbers what they are. Refuses all others."""
+    if out is None:
         raise ConfigError("--resume needs --out RUN, the folder of the run to continue")
-    else:
-        from datetime import datetime
-
-        name = Path(data).resolve().stem or "run"
-        run = Path("runs") / f"{name}-{datetime.now():%Y-%m-%d-%H%M%S}"
-        sys.argv += ["--out", str(run)]  # processes that Lightning starts for further devices repeat the command
-    if resume and not (run / "checkpoints" / "last.ckpt").is_file():
+    run = Path(out)
+    if not (run / "checkpoints" / "last.ckpt").is_file():
         raise ConfigError(f"--resume: {display_path(run)} holds no checkpoints/last.ckpt to continue from")
+    before = compose([str(run / "config.yaml")], [])
+    after = compose([str(run / "config.yaml"), *files], words)
+    # what the run settled for itself may be left open still in the files it came from
+    model = replace(after.model, name=_settled("auto", after.model.name, before.model.name))
+    if isinstance(model.image_size, int):
+        model = replace(model, image_size=(model.image_size, model.image_size))
+    model = replace(model, image_size=_settled(None, model.image_size, before.model.image_size))
+    precision = _settled("auto", after.train.precision, before.train.precision)
+    after = replace(after, model=model, train=replace(after.train, precision=precision))
+    for key in leaf_keys():
+        old, new = attrgetter(key)(before), attrgetter(key)(after)
+        if old != new and key not in _FREE:
+            raise ConfigError(f"--resume: {key} is {old} in the run and {new} now; leave it out, or start a new run")
+    return after
+
+
+def _settled(left_open: Any, asked: Any, before: Any) -> Any:
+    return before if asked == left_open else asked
+
+
+def _run_folder(data: str | None, out: str | None, resume: bool, config: Config) -> Path:
+    if out is not None:
+        return Path(out)
+    if config.train.nodes > 1 or "SLURM_NTASKS" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ConfigError("several processes need --out RUN, a folder that all of them know")
+    if (chosen := os.environ.get(_CHOSEN)) and "LOCAL_RANK" in os.environ:
+        return Path(chosen)
+    from datetime import datetime
+
+    name = Path(data or "run").resolve().stem
+    run = Path("runs") / f"{name}-{datetime.now():%Y-%m-%d-%H%M%S}"
+    os.environ[_CHOSEN] = str(run)  # for the processes that Lightning starts for further devices
     return run
-
-
-def _is_first_process() -> bool:
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
 @contextlib.contextmanager
@@ -148,9 +182,7 @@ def _next(words: object, key: str) -> str:
 
 def _settings_help() -> str:
     """jsonargparse's help for the settings, from the dataclasses' own docstrings, without its usage line."""
-    import os as _os
-
-    _os.environ.setdefault("COLUMNS", "110")
+    os.environ.setdefault("COLUMNS", "110")
     text = config_parser().format_help()
     settings = text[text.index("Everything that") :].splitlines()
     # jsonargparse would take a file for each part; we take files as a whole, by --config

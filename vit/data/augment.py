@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 
 from vit.data.config import AugmentConfig, Preprocessing
-from vit.data.sampling import draw_seed as draw_seed  # part of this module's interface
 from vit.data.transforms import EvaluationTransform
 
 

@@ -4,9 +4,9 @@ Nothing on disk is changed.
 """
 
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,6 +18,8 @@ from vit.data.folders import training_problems
 from vit.data.layouts import UNSPLIT, Found, LeftOut, find_pictures
 from vit.errors import DataError, UnreadableImage, display_path
 
+_WAITING = 8  # pictures a thread
+_ALIKE = 1_000_000  # pairs gone through; a thousand copies of one picture make half as many
 _SHOWN = 10  # of each kind in the text; JSON has all
 _FEW_PICTURES = 10
 _IMBALANCE = 10.0
@@ -38,13 +40,15 @@ class Report:
     leaks: list[list[str]] = field(default_factory=list)
     """the same pixels in several splits"""
     near_leaks: list[list[str]] = field(default_factory=list)
-    """pairs that look alike, in different splits"""
+    """pairs that look alike, in different splits; by a rule of thumb, as all that looks alike"""
     conflicts: list[list[str]] = field(default_factory=list)
     """the same pixels in several classes"""
     near_conflicts: list[list[str]] = field(default_factory=list)
     """pairs that look alike, in one split and different classes"""
     copies: list[list[str]] = field(default_factory=list)
     """the same pixels several times in one split and class"""
+    more_alike: bool = False
+    """whether the search for what looks alike was ended early, because there is so much of it"""
     must_mend: list[str] = field(default_factory=list)
     worth_a_look: list[str] = field(default_factory=list)
 
@@ -98,7 +102,7 @@ def check(
     return report
 
 
-def _fingerprints(paths: Sequence[str], max_pixels: int) -> Iterator[Fingerprint | LeftOut]:
+def _fingerprints(paths: Iterable[str], max_pixels: int) -> Iterator[Fingerprint | LeftOut]:
     """Decode in threads (the decoders let go of the interpreter), results in the order of the paths."""
 
     def one(path: str) -> Fingerprint | LeftOut:
@@ -107,9 +111,16 @@ def _fingerprints(paths: Sequence[str], max_pixels: int) -> Iterator[Fingerprint
         except UnreadableImage as error:
             return LeftOut(path, error.reason)
 
-    pool = ThreadPoolExecutor(os.cpu_count() or 1)
+    threads = os.cpu_count() or 1
+    pool = ThreadPoolExecutor(threads)
+    waiting: deque[Future[Fingerprint | LeftOut]] = deque()
     try:
-        yield from pool.map(one, paths)
+        for path in paths:
+            waiting.append(pool.submit(one, path))
+            if len(waiting) > _WAITING * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)  # an interrupt must not wait for all the rest
 
@@ -142,12 +153,17 @@ def _compare(report: Report, marks: dict[_Picture, Fingerprint]) -> None:
     firsts = [group[0] for group in groups.values()]
     if len(firsts) < 2:
         return
-    for i, j, _ in near_pairs(np.stack([marks[picture].grey for picture in firsts])):
+    for number, (i, j, _) in enumerate(near_pairs(np.stack([marks[picture].grey for picture in firsts]))):
+        if number == _ALIKE:
+            report.more_alike = True
+            break
         first, second = firsts[i], firsts[j]
         if first.split != second.split:
             report.near_leaks.append([first.path, second.path])
         elif first.label != second.label:
             report.near_conflicts.append([first.path, second.path])
+    report.near_leaks.sort()
+    report.near_conflicts.sort()
 
 
 def _judge(report: Report, found: Found) -> None:
@@ -160,6 +176,8 @@ def _judge(report: Report, found: Found) -> None:
         report.must_mend.append(f"no readable picture of {_listed(gone)}")
     report.worth_a_look = [*_class_remarks(report, train)]
     report.worth_a_look += [f"{title}: {len(lines)}" for title, lines in _oddities(report).items() if lines]
+    if report.more_alike:
+        report.worth_a_look.append(f"more pictures look alike; the search ended after {_ALIKE} pairs")
     report.worth_a_look += [f"{item.path}: {item.reason}" for item in report.left_out]
 
 
@@ -216,7 +234,6 @@ def _faults(report: Report) -> dict[str, list[str]]:
     return {
         "files that cannot be used": [f"{item.path}: {item.reason}" for item in report.unreadable],
         "the same picture in several splits": _groups(report, report.leaks),
-        "pictures that look alike in different splits": _groups(report, report.near_leaks),
         "the same picture in several classes": _groups(report, report.conflicts),
     }
 
@@ -224,6 +241,7 @@ def _faults(report: Report) -> dict[str, list[str]]:
 def _oddities(report: Report) -> dict[str, list[str]]:
     """What may well be as it should, by title, a line a finding."""
     return {
+        "pictures that look alike in different splits": _groups(report, report.near_leaks),
         "pictures that look alike in different classes": _groups(report, report.near_conflicts),
         "the same picture several times in a class": _groups(report, report.copies),
     }

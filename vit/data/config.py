@@ -16,6 +16,13 @@ def require(holds: bool, key: str, value: object, rule: str) -> None:
         raise ConfigError(f"{key}: {rule}, got {value!r}")
 
 
+def require_colours(prefix: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Raise `ConfigError` for a mean or spread of colours that is not of values from 0 to 1."""
+    scale = "divide values on the scale 0..255 by 255"
+    require(all(0 <= value <= 1 for value in mean), f"{prefix}mean", mean, f"must be in 0..1 ({scale})")
+    require(all(0 < value <= 1 for value in std), f"{prefix}std", std, f"must be above 0 and at most 1 ({scale})")
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How a decoded picture becomes the model's input, outside training. Travels in the model file.
@@ -41,7 +48,7 @@ class Preprocessing:
     def __post_init__(self) -> None:
         require(min(self.size) >= 1, "size", self.size, "must be positive")
         require(0 < self.crop_fraction <= 1, "crop_fraction", self.crop_fraction, "must be in (0, 1]")
-        require(min(self.std) > 0, "std", self.std, "must be positive")
+        require_colours("", self.mean, self.std)
 
 
 @dataclass
@@ -51,7 +58,7 @@ class DataConfig:
     batch_size: int = 64
     """pictures per device and step"""
     workers: int = -1
-    """processes that decode pictures; -1 takes one a core (at most 8), 0 decodes in the main process"""
+    """processes that decode pictures; -1 takes one a core, shared among devices (at most 8 each), 0 decodes in the main one"""
     val_fraction: float = 0.2
     """share of each class held out for validation when DATA has no val folder"""
     test_fraction: float = 0.0
@@ -84,7 +91,7 @@ class DataConfig:
             "must leave pictures to train on",
         )
         require(0 < self.crop_fraction <= 1, "data.crop_fraction", self.crop_fraction, "must be in (0, 1]")
-        require(min(self.std) > 0, "data.std", self.std, "must be positive")
+        require_colours("data.", self.mean, self.std)
         require(self.repeats >= 1, "data.repeats", self.repeats, "must be at least 1")
         require(self.max_pixels >= 1, "data.max_pixels", self.max_pixels, "must be positive")
 

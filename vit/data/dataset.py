@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from vit.data.config import Preprocessing
 from vit.data.decode import decode
 from vit.data.folders import Sample
+from vit.data.normalise import as_tensor
 from vit.data.sampling import Draw, ExactSampler, draw_seed
 from vit.data.transforms import EvaluationTransform
 from vit.errors import UnreadableImage
@@ -107,8 +108,7 @@ class ImageDataset(Dataset[Loaded | Failed]):
             image = self._transform(image)
         else:
             image = self._transform(image, draw_seed(self._seed, *draw))
-        pixels = torch.from_numpy(np.require(image, requirements="W"))
-        return Loaded(pixels.permute(2, 0, 1), int(self._labels[draw.index]), draw.index)
+        return Loaded(as_tensor(image), int(self._labels[draw.index]), draw.index)
 
 
 def collate(items: Sequence[Loaded | Failed]) -> Batch:
@@ -128,12 +128,15 @@ def _no_images(failed: Sequence[Failed]) -> Tensor:
     return torch.empty((0, 3, height, width), dtype=torch.uint8)
 
 
-def worker_count(workers: int) -> int:
-    """Processes that decode pictures: `workers`, or for -1 as many as this process may use cores, at most 8."""
+def worker_count(workers: int, processes: int = 1) -> int:
+    """Processes that decode pictures: `workers`, or for -1 this process's share of the usable cores, from 1 to 8.
+
+    `processes` is how many on this machine load pictures, each with workers of its own.
+    """
     if workers >= 0:
         return workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 8)
+    return max(1, min(cores // processes, 8))
 
 
 def image_loader(

@@ -84,11 +84,22 @@ def decode(source: str | os.PathLike[str] | bytes, max_pixels: int = 100_000_000
     with _reasons(name):
         image = _open(io.BytesIO(data), name, max_pixels)
         pixels = _decode_jpeg(data) if image.format == "JPEG" and image.mode in ("RGB", "L") else None
-        if pixels is None:
-            image.load()
-            pixels = to_rgb(image)
-        turn = _UPRIGHT.get(_orientation(image))
-        return pixels if turn is None else np.ascontiguousarray(turn(pixels))
+        return upright_rgb(image) if pixels is None else _upright(pixels, image)
+
+
+def upright_rgb(image: Image.Image) -> np.ndarray:
+    """A picture of any mode -> uint8 [H, W, 3], turned as its metadata say.
+
+    Raises what Pillow raises where pixels still to be decoded are damaged, ValueError for those that have no meaning.
+    """
+    image.load()  # before the orientation is asked for: it may lie behind the pixels, and Pillow turns a TIFF itself
+    return _upright(_to_rgb(image), image)
+
+
+def _upright(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
+    """`pixels` [H, W, 3] of `image`, turned as the image's metadata say."""
+    turn = _UPRIGHT.get(_orientation(image))
+    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
 
 def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -204,7 +215,7 @@ def _orientation(image: Image.Image) -> object:
         return 1
 
 
-def to_rgb(image: Image.Image) -> np.ndarray:
+def _to_rgb(image: Image.Image) -> np.ndarray:
     """A loaded picture of any mode -> uint8 [H, W, 3]."""
     if image.mode.startswith("I") or image.mode == "F":
         grey = _grey_to_8_bit(np.asarray(image), image.info.get("transparency"))

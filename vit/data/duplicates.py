@@ -1,12 +1,14 @@
 """Copies of pictures: exact ones by a checksum of the pixels, near ones by a difference hash."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image
 
-_ROWS = 256  # of the table of all pairs, at a time
+_TILE = 512  # rows and columns of the table of all pairs, at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,30 +32,56 @@ def fingerprint(pixels: np.ndarray) -> Fingerprint:
     return Fingerprint((height, width), digest.digest(), np.array(small))
 
 
-def near_pairs(
-    greys: np.ndarray, bits: int = 4, levels: float = 8.0, limit: int = 10_000
-) -> list[tuple[int, int, int]]:
+def near_pairs(greys: np.ndarray, bits: int = 4, levels: float = 8.0) -> Iterator[tuple[int, int, int]]:
     """Pairs (i, j, differing bits) of pictures that look alike, i < j, from small pictures `greys` uint8 [N, 8, 9].
 
     Two pictures look alike when their difference hashes (64 bits: is each small pixel brighter than its left
     neighbour; Krawetz 2013, "Kind of Like That") differ in at most `bits` and their small pixels by at most `levels`
-    of 255 on average. Flat pictures and plain gradients are passed over: their hashes say nothing. The search stops
-    after about `limit` pairs.
+    of 255 on average. Flat pictures and plain gradients are passed over: their hashes say nothing. Each pair comes
+    once, in no particular order; N copies of one picture make N * N / 2, so stop when there are enough.
+
+    Cut into `bits` + 1 bands, two such hashes have a band in common: only pictures that share one are compared
+    (Manku, Jain and Das Sarma 2007, "Detecting near-duplicates for web crawling").
     """
     told = np.flatnonzero(_tells(greys))
     hashes = _difference_hashes(greys[told])
     small = greys[told].astype(np.int16)
-    pairs: list[tuple[int, int, int]] = []
-    for start in range(0, len(told), _ROWS):
-        distances = np.bitwise_count(hashes[start : start + _ROWS, None] ^ hashes[None, start:])
-        rows, columns = (places[:limit] for places in np.nonzero(np.triu(distances <= bits, 1)))
-        first, second = rows + start, columns + start
-        alike = np.abs(small[first] - small[second]).mean((1, 2)) <= levels
-        found = zip(told[first[alike]], told[second[alike]], distances[rows, columns][alike], strict=True)
-        pairs += [(int(i), int(j), int(distance)) for i, j, distance in found]
-        if len(pairs) >= limit:
-            break
-    return pairs
+    bands = _bands(bits + 1)
+    for number, band in enumerate(bands):
+        for bucket in _buckets(hashes & band):
+            for first, second in _close(bucket, hashes, bits):
+                differing = hashes[first] ^ hashes[second]
+                alike = np.abs(small[first] - small[second]).mean((1, 2)) <= levels
+                for earlier in bands[:number]:  # an earlier band in common has given the pair already
+                    alike &= (differing & earlier) != 0
+                counts = np.bitwise_count(differing[alike])
+                for i, j, count in zip(told[first[alike]], told[second[alike]], counts, strict=True):
+                    yield int(i), int(j), int(count)
+
+
+def _bands(count: int) -> np.ndarray:
+    """Masks uint64 [count] that cut 64 bits into runs of about equal length."""
+    ends = [64 * i // count for i in range(count + 1)]
+    return np.array([(1 << high) - (1 << low) for low, high in pairwise(ends)], dtype=np.uint64)
+
+
+def _buckets(keys: np.ndarray) -> list[np.ndarray]:
+    """The places of each key of `keys` [N] that occurs more than once, in rising order."""
+    order = np.argsort(keys, kind="stable")
+    buckets = np.split(order, np.flatnonzero(np.diff(keys[order])) + 1)
+    return [bucket for bucket in buckets if len(bucket) > 1]
+
+
+def _close(bucket: np.ndarray, hashes: np.ndarray, bits: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Places of pairs in `bucket` whose hashes differ in at most `bits`, a tile of the table of all pairs at a time."""
+    for start in range(0, len(bucket), _TILE):
+        rows = bucket[start : start + _TILE]
+        for other in range(start, len(bucket), _TILE):
+            columns = bucket[other : other + _TILE]
+            close = np.bitwise_count(hashes[rows][:, None] ^ hashes[columns][None]) <= bits
+            first, second = np.nonzero(np.triu(close, 1) if other == start else close)
+            if len(first):
+                yield rows[first], columns[second]
 
 
 def _difference_hashes(greys: np.ndarray) -> np.ndarray:

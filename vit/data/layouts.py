@@ -21,7 +21,7 @@ UNSPLIT = "all"
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
-_PATH_COLUMNS = ("path", "file", "filename", "image")
+_PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "image_path", "image")
 _LABEL_COLUMNS = ("label", "class")
 _IGNORED = {"__macosx", "thumbs.db", "desktop.ini", "@eadir"}  # what operating systems leave behind; hidden files too
 

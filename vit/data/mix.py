@@ -30,7 +30,8 @@ class Mix:
     def __call__(self, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Mix `images` float [B, 3, H, W] and `labels` int64 [B] -> images, soft labels float32 [B, classes].
 
-        The soft labels sum to 1; they are one-hot where the batch is not mixed (`mix_probability`).
+        The soft labels sum to 1; they are one-hot where the batch is not mixed (`mix_probability`). A mixed batch
+        comes in another order.
         """
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too
@@ -40,7 +41,8 @@ class Mix:
             if kind is None or mixed >= self._augment.mix_probability:
                 return images, one_hot(labels, self._classes).float()
             # torchvision pairs neighbours; with repeated augmentation those are copies of one picture
-            order = torch.randperm(len(labels)).to(labels.device)
+            order = torch.randperm(len(labels))
+            if labels.is_cuda:  # from ordinary memory the copy would wait until the GPU has done all that is queued
+                order = order.pin_memory().to(labels.device, non_blocking=True)
             images, targets = kind(images[order], labels[order])
-        back = order.argsort()
-        return images[back], targets[back].float()
+        return images, targets.float()

@@ -1,11 +1,12 @@
 """The image folders of a listing as Lightning's data module."""
 
+from typing import Any
+
 import lightning as L
 from torch.utils.data import DataLoader
 
-from vit.data.augment import TrainingTransform
 from vit.data.config import AugmentConfig, DataConfig, Preprocessing
-from vit.data.dataset import Batch, ImageDataset, evaluation_loader, image_loader
+from vit.data.dataset import Batch, ImageDataset, evaluation_loader, image_loader, worker_count
 from vit.data.folders import Listing, Sample
 from vit.data.sampling import EpochSampler
 from vit.errors import DataError, display_path
@@ -16,7 +17,9 @@ class ImageFolderData(L.LightningDataModule):
 
     The samplers share the pictures out among the devices themselves: give the Trainer
     `use_distributed_sampler=False`, else Lightning wraps them, and evaluation would count pictures twice.
-    Lightning calls `set_epoch` of the training sampler before every epoch, also after a resume.
+    Lightning calls `set_epoch` of the training sampler before every epoch, which is too late for the first one after a
+    resume: by then the workers have drawn from the sampler. So the epoch to go on with is saved in the checkpoint, as
+    this module's state, and the sampler starts with it.
     """
 
     def __init__(
@@ -28,9 +31,27 @@ class ImageFolderData(L.LightningDataModule):
         self._data = data
         self._augment = augment
         self._seed = seed
+        self._epoch = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """`epoch`: how many epochs are through, so the number of the one to go on with; Lightning saves this."""
+        if self.trainer is None:
+            return {"epoch": self._epoch}
+        loop = self.trainer.fit_loop
+        current = loop.epoch_progress.current
+        # A checkpoint of the validation is written when the epoch's last batch is done and the epoch is not yet.
+        unfinished = current.started > current.processed
+        last_done = unfinished and loop.epoch_loop.batch_progress.is_last_batch
+        return {"epoch": current.processed + int(last_done)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on as the checkpoint says; Lightning calls this before it asks for a loader."""
+        self._epoch = state_dict["epoch"]
 
     def train_dataloader(self) -> "DataLoader[Batch]":
         """Batches of equal size; a folder smaller than one batch gives one smaller batch."""
+        from vit.data.augment import TrainingTransform  # takes a second, and evaluation does without
+
         samples = self._samples("train")
         rank, world = self._place()
         sampler = EpochSampler(
@@ -41,13 +62,14 @@ class ImageFolderData(L.LightningDataModule):
             rank=rank,
             world=world,
         )
+        sampler.set_epoch(self._epoch)
         transform = TrainingTransform(self._augment, self.preprocessing)
         dataset = ImageDataset(samples, transform, seed=self._seed, max_pixels=self._data.max_pixels)
         return image_loader(
             dataset,
             sampler,
             batch_size=self._data.batch_size,
-            workers=self._data.workers,
+            workers=self._workers(),
             pin_memory=self._on_cuda(),
             drop_last=len(sampler) >= self._data.batch_size,
         )
@@ -71,7 +93,7 @@ class ImageFolderData(L.LightningDataModule):
             samples,
             self.preprocessing,
             batch_size=self._data.batch_size,
-            workers=self._data.workers,
+            workers=self._workers(),
             rank=rank,
             world=world,
             max_pixels=self._data.max_pixels,
@@ -88,6 +110,9 @@ class ImageFolderData(L.LightningDataModule):
     def _place(self) -> tuple[int, int]:
         """This process's rank and the number of processes; 0 of 1 outside a Trainer."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _workers(self) -> int:
+        return worker_count(self._data.workers, self.trainer.num_devices if self.trainer else 1)
 
     def _on_cuda(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

@@ -1,9 +1,15 @@
-"""The last step before the network, on the network's device: bytes to numbers."""
+"""The last steps before the network: arrays to tensors, and, on the network's device, bytes to numbers."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vit.data.config import Preprocessing
+
+
+def as_tensor(pixels: np.ndarray) -> Tensor:
+    """uint8 [H, W, 3] -> uint8 [3, H, W]; an array turned about or not to be written to is copied."""
+    return torch.from_numpy(np.require(pixels, requirements=("C", "W"))).permute(2, 0, 1)
 
 
 class Normalise(nn.Module):

@@ -129,7 +129,8 @@ class ModelConfig:
     drop_path: float = 0.0
     """stochastic depth: rate of the last block"""
     init: str | None = None
-    """start from the weights of this run folder or model file, which settle the shape; other class names, new head"""
+    """start from the weights of this run folder or model file, which settle shape and preprocessing; other class names
+    get a new head"""
 
     def __post_init__(self) -> None:
         if self.name != "auto":

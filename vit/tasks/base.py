@@ -47,9 +47,10 @@ class Task(L.LightningModule):
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         losses = self.losses(batch)
-        if len(batch):  # a batch of unreadable pictures has no loss
+        size = len(batch)
+        if size or self.trainer.world_size > 1:  # a batch of unreadable pictures has no loss; devices log together
             for name, value in losses.items():
-                self.log(f"train/{name}", value.detach(), on_step=True, on_epoch=True, batch_size=len(batch))
+                self.log(f"train/{name}", value.detach(), on_step=True, on_epoch=True, sync_dist=True, batch_size=size)
         return losses["loss"]
 
     def configure_optimizers(self) -> Any:
@@ -66,7 +67,10 @@ class Task(L.LightningModule):
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, **_: Any) -> None:
         """Clip the gradient's norm, and log what it was."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self.config.optim.clip or float("inf"))
+        if self.config.optim.clip:
+            norm = nn.utils.clip_grad_norm_(parameters, self.config.optim.clip)
+        else:
+            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         self.log("train/gradient_norm", norm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

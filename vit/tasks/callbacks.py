@@ -3,7 +3,6 @@
 import csv
 import io
 import logging
-import resource
 import signal
 import sys
 import time
@@ -18,14 +17,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from vit.data.dataset import Batch
-from vit.errors import DataError
+from vit.errors import DataError, Interrupted
 from vit.evaluate.classification import confusion_matrix
 from vit.evaluate.plots import confusion_plot, gallery
 from vit.tasks.base import Task, diverged
 from vit.tasks.classify import Classify
 
 log = logging.getLogger("vit")
-
 
 _COLUMNS = ["epoch", "step", "seconds", "lr"]
 _COLUMNS += [f"train/{name}" for name in ("loss", "gradient_norm", "images_per_second", "memory_gb")]
@@ -55,7 +53,7 @@ class Progress(L.Callback):
         if self.bar is not None:
             self.bar.update(_global_batch(trainer))
             if trainer.global_step % 10 == 0:
-                self.bar.set_postfix_str(f"epoch {trainer.current_epoch + 1}, loss {float(outputs['loss']):.3f}")
+                self.bar.set_postfix_str(f"epoch {trainer.current_epoch + 1}, loss {_loss(trainer, outputs):.3f}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, task: Task) -> None:
         if not trainer.is_global_zero:
@@ -67,6 +65,15 @@ class Progress(L.Callback):
         parts.append(f"{seen.get('train/images_per_second', 0):,.0f} images/s")
         with tqdm.external_write_mode(file=sys.stdout):  # the bar steps aside
             log.info("   ".join(parts))
+
+    def on_test_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        if trainer.is_global_zero and sys.stderr.isatty():
+            batches = int(sum(trainer.num_test_batches))
+            self.bar = tqdm(total=batches, unit=" batches", dynamic_ncols=True, leave=False, delay=2)
+
+    def on_test_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if self.bar is not None:
+            self.bar.update()
 
     def teardown(self, trainer: L.Trainer, task: L.LightningModule, stage: str) -> None:
         if self.bar is not None:
@@ -184,10 +191,15 @@ class Pictures(L.Callback):
 
 
 class StopOnSignal(L.Callback):
-    """The first SIGINT or SIGTERM finishes the step and ends training in order; the second ends it at once."""
+    """The first SIGINT or SIGTERM finishes the step and ends training in order; the second ends it at once.
+
+    Raises `Interrupted` on every device together. Nothing of the unfinished epoch is kept: `last.ckpt` stays at the end
+    of the epoch before, from where a resumed run takes the same steps again.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         # not earlier: Lightning would put its own handler of SIGTERM around ours
@@ -195,10 +207,34 @@ class StopOnSignal(L.Callback):
             if self.received is not None:
                 raise KeyboardInterrupt
             self.received = number
-            trainer.should_stop = True
 
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, stop)
+            self.previous[number] = signal.signal(number, stop)
+
+    def on_train_batch_end(self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: Any, i: int) -> None:
+        # asking all devices costs a little: not after every step
+        if trainer.world_size == 1 or i % 16 == 0:
+            self._end_if_received(trainer)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.world_size == 1:  # devices may have different numbers of batches here
+            self._end_if_received(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        self._end_if_received(trainer)
+
+    def teardown(self, trainer: L.Trainer, task: L.LightningModule, stage: str) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+        self.previous.clear()
+
+    def _end_if_received(self, trainer: L.Trainer) -> None:
+        if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
+            raise Interrupted(
+                self.received or signal.SIGTERM,
+                f"stopped in epoch {trainer.current_epoch + 1}, of which nothing is kept; "
+                "the same command with --out RUN --resume goes on from the last whole epoch",
+            )
 
 
 def _epoch_metrics(trainer: L.Trainer, task: Task) -> dict[str, float]:
@@ -206,6 +242,11 @@ def _epoch_metrics(trainer: L.Trainer, task: Task) -> dict[str, float]:
     now = {name.removesuffix("_epoch"): float(value) for name, value in trainer.callback_metrics.items()}
     validated = task.validated == trainer.current_epoch
     return {name: value for name, value in now.items() if validated or not name.startswith("val/")}
+
+
+def _loss(trainer: L.Trainer, outputs: Any) -> float:
+    """A step's loss; Lightning hands out its share of the accumulated steps."""
+    return float(outputs["loss"]) * trainer.accumulate_grad_batches
 
 
 def _global_batch(trainer: L.Trainer) -> int:
@@ -216,6 +257,10 @@ def _global_batch(trainer: L.Trainer) -> int:
 def _memory_gb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
+    if sys.platform == "win32":
+        return 0.0
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e9 if sys.platform == "darwin" else peak / 1e6  # bytes there, kilobytes elsewhere
 

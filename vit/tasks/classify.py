@@ -1,6 +1,7 @@
 """Image classification."""
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -9,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vit.data.augment import draw_seed
 from vit.data.config import Preprocessing
 from vit.data.dataset import Batch
 from vit.data.mix import Mix
 from vit.data.normalise import Normalise
+from vit.data.sampling import draw_seed
 from vit.errors import DataError
 from vit.evaluate.classification import point_metrics
 from vit.models.file import classifier_file
@@ -81,8 +82,13 @@ class Classify(Task):
             return F.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=smoothing)
         if targets.dim() == 1:
             targets = F.one_hot(targets, logits.shape[1])
-        targets = targets.float() * (1 - smoothing) + smoothing / logits.shape[1]
-        return F.binary_cross_entropy_with_logits(logits, targets, weight=self.class_weights)
+        targets = targets.float()
+        smooth = targets * (1 - smoothing) + smoothing / logits.shape[1]
+        loss = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none").mean(dim=1)
+        if self.class_weights is not None:
+            # a weight a picture: a weight a class would count its yes and its no alike, and balance nothing
+            loss = loss * (targets @ self.class_weights)
+        return loss.mean()
 
     def on_validation_epoch_start(self) -> None:
         self.rows = Rows()
@@ -103,14 +109,17 @@ class Classify(Task):
         metrics = point_metrics(self.gathered.predictions, self.classes)
         for name in ("loss", "top1", "top5", "balanced_accuracy", "macro_f1"):
             shown = "accuracy" if name == "top1" else name
-            # every process has all rows, so each logs the same number
-            self.log(f"val/{shown}", metrics[name], rank_zero_only=False, sync_dist=False)
+            self.log(f"val/{shown}", metrics[name], sync_dist=True)
 
-    on_test_epoch_start = on_validation_epoch_start
+    def on_test_epoch_start(self) -> None:
+        self.rows = Rows()
+        self.test_started = time.perf_counter()
+
     test_step = validation_step
 
     def on_test_epoch_end(self) -> None:
         self.gathered = self.rows.gather(len(self.classes))
+        self.test_seconds = time.perf_counter() - self.test_started
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Beside the state, what `vit.load` needs: a checkpoint is a model too."""

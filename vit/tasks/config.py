@@ -1,5 +1,6 @@
 """What can be set about a training run, one dataclass a part. Imports no torch, so `vit --help` answers at once."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -41,15 +42,15 @@ class ScheduleConfig:
     """after the warm-up: half a cosine down; constant; or stable, then a linear decay (wsd)"""
     unit: Literal["epochs", "steps"] = "epochs"
     """what warmup counts in, and how often the rate changes"""
-    warmup: float = 3.0
-    """epochs (or steps) of linear rise from nearly zero"""
+    warmup: float | None = None
+    """epochs (or steps) of linear rise from nearly zero; null takes 3 epochs, but no more than a tenth of training"""
     final: float = 0.01
     """last learning rate, as a share of the highest"""
     decay_fraction: float = 0.2
     """share of training that decays (wsd)"""
 
     def __post_init__(self) -> None:
-        require(self.warmup >= 0, "schedule.warmup", self.warmup, "must not be negative")
+        require(self.warmup is None or self.warmup >= 0, "schedule.warmup", self.warmup, "must not be negative")
         require(0 <= self.final <= 1, "schedule.final", self.final, "must be in [0, 1]")
         require(0 < self.decay_fraction <= 1, "schedule.decay_fraction", self.decay_fraction, "must be in (0, 1]")
 
@@ -59,7 +60,8 @@ class LossConfig:
     """What is minimised."""
 
     name: Literal["cross-entropy", "bce"] = "cross-entropy"
-    """bce treats every class as a yes or no of its own (Wightman et al. 2021, Touvron et al. 2022)"""
+    """bce trains every class as a yes or no of its own (Wightman et al. 2021, Touvron et al. 2022); what is validated
+    and predicted is a softmax over the classes all the same"""
     smoothing: float = 0.1
     """label smoothing (Szegedy et al. 2016)"""
     class_weights: Literal["none", "balanced"] = "none"
@@ -77,16 +79,16 @@ class TrainConfig:
     seed: int = 0
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     devices: int | str = "auto"
-    """how many devices, or auto for all"""
+    """how many devices, auto or -1 for all, or which ones: 0,2"""
     nodes: int = 1
     strategy: str = "auto"
-    """any of Lightning's strategies, such as ddp or fsdp"""
+    """one of Lightning's strategies that keep the whole model on every device, such as ddp"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto is bf16 on GPUs that have it, else fp32"""
     compile: bool = False
     """compile the model with torch.compile: slow to start, faster after"""
     accumulate: int = 1
-    """steps whose gradients are summed before the weights change"""
+    """steps whose gradients are averaged before the weights change"""
     checkpointing: bool = False
     """recompute activations in the backward pass: less memory, more time"""
     ema: float = 0.0
@@ -94,7 +96,7 @@ class TrainConfig:
     monitor: Literal["accuracy", "loss", "balanced_accuracy", "macro_f1"] = "accuracy"
     """validation metric that chooses the best checkpoint"""
     patience: int = 0
-    """stop after this many epochs without a better one; 0 never stops early"""
+    """stop after this many epochs without a better validation; 0 never stops early"""
     validate_every: int = 1
     """epochs between validations"""
 
@@ -104,11 +106,10 @@ class TrainConfig:
         for name in ("seed", "patience"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must not be negative")
         require(0 <= self.ema < 1, "train.ema", self.ema, "must be in [0, 1)")
-        devices = self.devices
-        numeric = isinstance(devices, int) or devices.isdecimal()
-        require(
-            devices == "auto" or (numeric and int(devices) >= 1), "train.devices", devices, "must be auto or a number"
-        )
+        known = re.fullmatch(r"auto|-1|[1-9]\d*|\d+(,\d+)+", str(self.devices)) is not None
+        require(known, "train.devices", self.devices, "must be auto, a number, or numbers such as 0,2")
+        split = self.strategy.startswith(("fsdp", "deepspeed", "model_parallel"))
+        require(not split, "train.strategy", self.strategy, "splitting the model over devices is not supported")
 
 
 @dataclass

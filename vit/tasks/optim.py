@@ -46,6 +46,7 @@ def parameter_groups(network: nn.Module, depth: int, config: OptimConfig) -> lis
             {
                 "params": [],
                 "names": [],
+                "name": f"{'decayed' if decayed else 'not decayed'}, layer {layer}",  # what TensorBoard calls its rate
                 "lr": config.lr * config.layer_decay ** (depth + 1 - layer),
                 "weight_decay": config.weight_decay if decayed else 0.0,
             },
@@ -122,7 +123,10 @@ def make_schedule(
     Every group's rate is multiplied, so the ratios of layer decay stay. The first step never has rate zero.
     """
     unit = steps_per_epoch if config.unit == "epochs" else 1.0
-    warmup = min(1.0, config.warmup * unit / steps)
+    if config.warmup is None:
+        warmup = min(0.1, 3 * steps_per_epoch / steps)
+    else:
+        warmup = min(1.0, config.warmup * unit / steps)
 
     def factor(step: int) -> float:
         if config.unit == "epochs" and step >= warmup * steps:

@@ -1,12 +1,15 @@
 """One result row a picture: what evaluation keeps while it runs, and gathers from all processes at the end."""
 
 from dataclasses import dataclass, field
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vit.evaluate.classification import Predictions
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -48,11 +51,16 @@ class Rows:
             ),
             failures=self.failures,
         )
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return _in_order([part])
-        parts: list[Gathered | None] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, part)
-        return _in_order([p for p in parts if p is not None])
+        return _in_order(from_all_processes(part))
+
+
+def from_all_processes(value: T) -> list[T]:
+    """What every process of a distributed run has of the same kind, by rank; a list of one outside of one."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    values: list[T | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return cast(list[T], values)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """A training run and its folder: set up, trained, and left behind as files that explain themselves."""
 
+import csv
 import json
 import logging
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -34,10 +36,13 @@ from vit.tasks.callbacks import Finite, MetricsFile, Pictures, Progress, Speed, 
 from vit.tasks.checkpoints import WholeCheckpoints
 from vit.tasks.classify import Classify
 from vit.tasks.config import Config, TrainConfig
+from vit.tasks.rows import from_all_processes
 
 log = logging.getLogger("vit")
 
-_SHAPE = ("class_token", "registers", "positions", "pool", "mlp", "activation", "qk_norm")
+_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+_SHAPE = {"patch_size", "dim", "depth", "heads", "hidden", "class_token", "registers", "positions", "pool", "mlp"}
+_SHAPE |= {"activation", "qk_norm", "layer_scale"}
 
 
 @dataclass
@@ -52,10 +57,11 @@ class Setup:
 
 
 def set_up(listing: Listing, config: Config) -> Setup:
-    """Settle what the configuration left open, from the pictures or from the weights to start with.
+    """Settle what the configuration left open, from the machine, the pictures, or the weights to start with.
 
     Raises ConfigError where settings, pictures and weights do not go together.
     """
+    config = replace(config, train=replace(config.train, precision=settled_precision(config.train)))
     classes = len(listing.classes)
     if config.model.init is None:
         typical = typical_side(listing)
@@ -66,9 +72,10 @@ def set_up(listing: Listing, config: Config) -> Setup:
         return Setup(replace(config, model=model), listing, architecture, preprocessing, None)
     start = load_model(Path(config.model.init))
     architecture = _architecture_like(start, config.model, classes)
-    preprocessing = replace(_preprocessing(config, architecture), **_colours(start))
-    model = replace(config.model, image_size=architecture.image_size)
-    data = replace(config.data, **_colours(start))
+    # what the first weights know is pictures prepared in their way
+    preprocessing = replace(Preprocessing.from_json(start.preprocessing), size=architecture.image_size)
+    kept = {name: value for name, value in vars(preprocessing).items() if name != "size"}
+    model, data = replace(config.model, image_size=architecture.image_size), replace(config.data, **kept)
     return Setup(replace(config, model=model, data=data), listing, architecture, preprocessing, start)
 
 
@@ -100,29 +107,29 @@ def make_task(setup: Setup) -> Classify:
     return task
 
 
-def make_trainer(config: Config, run: Path | None, stop: StopOnSignal | None = None) -> L.Trainer:
+def make_trainer(config: Config, run: Path | None) -> L.Trainer:
     """Lightning's Trainer for a run folder; without one, a trainer that only evaluates."""
     train = config.train
     shared: dict[str, Any] = {
         "accelerator": train.accelerator,
-        "devices": int(train.devices) if str(train.devices).isdecimal() else train.devices,
+        "devices": int(train.devices) if re.fullmatch(r"-?\d+", str(train.devices)) else train.devices,
         "num_nodes": train.nodes,
         "strategy": train.strategy,
-        "precision": lightning_precision(train),
+        "precision": _PRECISIONS[settled_precision(train)],
         "use_distributed_sampler": False,  # ours share the pictures out exactly
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
     }
     if run is None:
-        return _trainer(logger=False, enable_checkpointing=False, **shared)
+        return _trainer(logger=False, enable_checkpointing=False, callbacks=[Progress()], **shared)
     return _trainer(
         max_epochs=train.epochs,
         accumulate_grad_batches=train.accumulate,
         check_val_every_n_epoch=train.validate_every,
         log_every_n_steps=10,
         logger=TensorBoardLogger(save_dir=run, name="", version="tensorboard", default_hp_metric=False),
-        callbacks=_callbacks(config, run, stop or StopOnSignal()),
+        callbacks=_callbacks(config, run),
         plugins=[WholeCheckpoints()],
         default_root_dir=run,
         **shared,
@@ -137,25 +144,32 @@ def _trainer(**options: Any) -> L.Trainer:
         raise ConfigError(f"train.accelerator, devices or strategy: {' '.join(str(error).split())}") from error
 
 
-def lightning_precision(train: TrainConfig) -> Any:
+def settled_precision(train: TrainConfig) -> Literal["fp32", "bf16", "fp16"]:
     """`auto` is bf16 where a GPU has it, else fp32."""
-    name = train.precision
-    if name == "auto":
-        on_gpu = train.accelerator in ("auto", "gpu") and torch.cuda.is_available()
-        name = "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[name]
+    if train.precision != "auto":
+        return train.precision
+    on_gpu = train.accelerator in ("auto", "gpu") and torch.cuda.is_available()
+    return "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 def fit(setup: Setup, run: Path, trainer: L.Trainer, task: Classify, *, resume: Path | None = None) -> None:
-    """Train, then leave the best weights as RUN/model.safetensors."""
+    """Train, then leave the best weights as RUN/model.safetensors. Raises Interrupted after a signal."""
     config = setup.config
     data = ImageFolderData(setup.listing, config.data, config.augment, setup.preprocessing, config.train.seed)
     trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
-    if trainer.should_stop and trainer.is_global_zero and trainer.current_epoch < config.train.epochs:
-        log.info("stopped in epoch %d", trainer.current_epoch + 1)
-    trainer.save_checkpoint(run / "checkpoints" / "last.ckpt")
+    unreadable = dict(pair for part in from_all_processes(list(task.unreadable.items())) for pair in part)
     if trainer.is_global_zero:
+        if unreadable:
+            _write_unreadable(run / "unreadable.csv", setup.listing, unreadable)
         export(run)
+
+
+def _write_unreadable(path: Path, listing: Listing, reasons: dict[int, str]) -> None:
+    """path,reason of every training picture that was left out because it could not be decoded."""
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["path", "reason"])
+        table.writerows([listing.splits["train"][index].path, reason] for index, reason in sorted(reasons.items()))
 
 
 def export(run: Path) -> ModelFile:
@@ -170,7 +184,9 @@ def export(run: Path) -> ModelFile:
 def prepare_folder(run: Path) -> None:
     """Make an empty run folder. Raises ConfigError where there is something in it already."""
     if run.is_dir() and any(run.iterdir()):
-        raise ConfigError(f"--out {display_path(run)}: not empty; name another, or continue it by --resume")
+        saved = (run / "checkpoints" / "last.ckpt").is_file()
+        remedy = "name another, or go on with its run by --resume" if saved else "name another, or empty it"
+        raise ConfigError(f"--out {display_path(run)}: not empty; {remedy}")
     try:
         (run / "checkpoints").mkdir(parents=True, exist_ok=True)
         (run / "checkpoints" / ".writable").touch()
@@ -219,7 +235,7 @@ def flops_per_image(architecture: VisionArchitecture) -> int:
     return counter.get_total_flops()
 
 
-def _callbacks(config: Config, run: Path, stop: StopOnSignal) -> list[L.Callback]:
+def _callbacks(config: Config, run: Path) -> list[L.Callback]:
     monitor = f"val/{config.train.monitor}"
     mode = "min" if config.train.monitor == "loss" else "max"
     callbacks: list[L.Callback] = [
@@ -229,12 +245,13 @@ def _callbacks(config: Config, run: Path, stop: StopOnSignal) -> list[L.Callback
         MetricsFile(run / "metrics.csv"),
         Pictures(),
         LearningRateMonitor(logging_interval="step"),
-        stop,
+        StopOnSignal(),
         ModelCheckpoint(run / "checkpoints", "best", monitor=monitor, mode=mode, enable_version_counter=False),
         ModelCheckpoint(run / "checkpoints", "last", save_on_train_epoch_end=True, enable_version_counter=False),
     ]
     if config.train.patience:
-        callbacks.append(EarlyStopping(monitor, mode=mode, patience=config.train.patience))
+        validations = -(-config.train.patience // config.train.validate_every)
+        callbacks.append(EarlyStopping(monitor, mode=mode, patience=validations))
     return callbacks
 
 
@@ -245,28 +262,20 @@ def _preprocessing(config: Config, architecture: VisionArchitecture) -> Preproce
     )
 
 
-def _colours(start: ModelFile) -> dict[str, Any]:
-    """What the first weights expect of a picture's numbers, whatever its size."""
-    return {
-        "interpolation": start.preprocessing["interpolation"],
-        "mean": tuple(start.preprocessing["mean"]),
-        "std": tuple(start.preprocessing["std"]),
-    }
-
-
 def _architecture_like(start: ModelFile, model: ModelConfig, classes: int) -> VisionArchitecture:
     """The file's architecture with this run's classes, picture size and regularisation.
 
     Raises ConfigError for a setting that asks for another shape than the file's.
     """
     old = architecture_from(start.architecture)
-    asked = asdict(model) if model.name == "auto" else asdict(model.resolve(classes=classes, picture_size=224))
-    ordinary = asdict(ModelConfig()) if model.name == "auto" else {}
-    for key in ("patch_size", "dim", "depth", "heads", "hidden", *_SHAPE):
-        if key in asked and asked[key] != ordinary.get(key) and asked[key] != getattr(old, key):
-            raise ConfigError(
-                f"model.{key}: {asked[key]}, but the weights of model.init have {getattr(old, key)}; leave it out"
-            )
+    asked, ordinary = asdict(model), asdict(ModelConfig())
+    if model.name != "auto":
+        named = model.resolve(classes=classes, picture_size=224)
+        asked |= {key: getattr(named, key) for key in ("patch_size", "dim", "depth", "heads", "hidden")}
+    for key, value in asked.items():
+        there = getattr(old, key, value)
+        if key in _SHAPE and value != ordinary.get(key) and value != there:
+            raise ConfigError(f"model.{key}: {value}, but the weights of model.init have {there}; leave it out")
     size = model.image_size if model.image_size is not None else old.image_size
     height, width = (size, size) if isinstance(size, int) else size
     return replace(
