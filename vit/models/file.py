@@ -202,13 +202,16 @@ def _below(state: Mapping[str, Tensor], prefix: str) -> State:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
-def _from_header(header: dict[str, Any], raw: State, ema: State | None, path: Path) -> ModelFile:
-    if header.get("format") != FORMAT:
-        raise ModelFileError(f"{display_path(path)}: format {header.get('format')}; this version reads format {FORMAT}")
-    known = {name: header.get(name) for name in ("kind", "architecture", "classes", "preprocessing")}
-    if None in known.values():
-        raise ModelFileError(f"{display_path(path)}: incomplete header, {[k for k, v in known.items() if v is None]}")
-    return ModelFile(**known, raw=raw, ema=ema, licence=header.get("licence"), origin=header.get("origin"))  # type: ignore[arg-type]
+def _from_header(header: Any, raw: State, ema: State | None, path: Path) -> ModelFile:
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        found = header.get("format") if isinstance(header, dict) else "unknown"
+        raise ModelFileError(f"{display_path(path)}: format {found}; this version reads format {FORMAT}")
+    kinds = {"kind": str, "architecture": dict, "classes": list, "preprocessing": dict}
+    for name, kind in kinds.items():
+        if not isinstance(header.get(name), kind):
+            raise ModelFileError(f"{display_path(path)}: incomplete header, {name} is missing or of another kind")
+    described = {name: header[name] for name in kinds}
+    return ModelFile(**described, raw=raw, ema=ema, licence=header.get("licence"), origin=header.get("origin"))
 
 
 def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:

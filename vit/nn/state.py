@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vit.nn.functional import attention_weights, causal_mask
+from vit.nn.functional import attention_weights
 
 
 @dataclass
 class Record:
     """One call of attention: what is needed to know its weights without storing them.
 
-    q [B, H, N, K], k and v [B, H, M, K] after norm and rotation; output [B, H, N, K] before the output projection,
+    q [B, H, N, K], k and v [B, H, M, K] after their norm; output [B, H, N, K] before the output projection,
     a node of the graph, so that torch.autograd.grad can ask for its gradient.
     """
 
@@ -45,7 +45,7 @@ class Record:
         for part in query_index.split(chunk):
             mask = None if self.mask is None else _mask_part(self.mask, head_index, part)
             if self.causal:
-                triangle = causal_mask(n, m, device)[part]
+                triangle = torch.arange(m, device=device) <= part[:, None] + (m - n)
                 mask = triangle if mask is None else mask & triangle
             rows.append(attention_weights(q[:, :, part], k, mask=mask))
         return torch.cat(rows, dim=2)
