@@ -94,6 +94,7 @@ def test_lightning_gives_every_epoch_a_new_order_and_a_second_run_the_same(listi
     assert all(torch.equal(a[2], b[2]) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # the second part keeps no checkpoints
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("when", ["after the run", "at an epoch's end", "after the validation"])
 def test_a_run_resumed_between_epochs_goes_on_with_the_order_it_would_have_had(listing, tmp_path, when, workers):

@@ -209,7 +209,7 @@ def _from_header(header: Any, raw: State, ema: State | None, path: Path) -> Mode
     kinds = {"kind": str, "architecture": dict, "classes": list, "preprocessing": dict}
     for name, kind in kinds.items():
         if not isinstance(header.get(name), kind):
-            raise ModelFileError(f"{display_path(path)}: incomplete header, {name} is missing or of another kind")
+            raise ModelFileError(f"{display_path(path)}: incomplete header: {name} is missing, or no such thing")
     described = {name: header[name] for name in kinds}
     return ModelFile(**described, raw=raw, ema=ema, licence=header.get("licence"), origin=header.get("origin"))
 
