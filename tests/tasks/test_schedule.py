@@ -91,3 +91,12 @@ def test_the_share_at_the_ends_of_training() -> None:
     assert rate(1.0, 0.0, config) == pytest.approx(0.25)
     assert rate(1.0, 1.0, config) == 1.0  # all warm-up
     assert rate(1.0, 0.0, ScheduleConfig(name="wsd", final=0.0)) == 0.0
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(100, 3 / 100), (30, 0.1), (5, 0.1)])
+def test_the_warm_up_is_three_epochs_but_no_more_than_a_tenth_of_training(epochs: int, expected: float) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    steps = 20 * epochs
+    schedule = make_schedule(optimizer, ScheduleConfig(name="constant"), steps=steps, steps_per_epoch=20)
+    rates = [schedule.lr_lambdas[0](step) for step in range(steps)]
+    assert sum(rate < 1 for rate in rates) == pytest.approx(expected * steps, abs=1)
