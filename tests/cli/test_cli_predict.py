@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import vit as package
+from vit.cli import predict as predict_command
 
 ODD_NAMES = [
     b"-rf.jpg",
@@ -204,6 +206,101 @@ def test_out_that_cannot_be_written_is_refused(
         assert message == f"vit: cannot write {out}: {reason}\n"
     assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_what_a_list_names_in_vain_is_recorded_and_the_others_answered(
+    vit: Any, trained_run: Path, colour_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    good = colour_folder / "red" / "00.jpg"
+    paths = [str(path) for path in (tmp_path / "missing.png", good, tmp_path, tmp_path / "*.png", good)]
+    give_input(monkeypatch, "\n".join(paths).encode())
+    outcome = vit("predict", trained_run, "-", "--format", form)
+    assert outcome.code == 1
+    found = records(outcome.out) if form == "jsonl" else table(outcome.out)
+    assert [record["path"] for record in found] == paths
+    assert [record.get("error") or "" for record in found] == [
+        "no such file or directory",
+        "",
+        "not a regular file (folder)",
+        "no such file or directory",
+        "",
+    ]
+    assert outcome.err.splitlines()[-1] == "vit: 3 of the pictures could not be read"
+
+
+class Trickle(io.RawIOBase):
+    """A stream that gives one piece after the other, and counts them."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self.pieces = list(pieces)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self.pieces.pop(0) if self.pieces else b""
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+@pytest.mark.parametrize("separator", [b"\n", b"\0"])
+def test_the_paths_of_a_list_are_taken_as_they_come_in(separator: bytes) -> None:
+    paths = [b"one", b"\xff two", b"three"]
+    text = separator.join(paths)
+    stream = Trickle(*(text[i : i + 4] for i in range(0, len(text), 4)))
+    listed = predict_command._listed(io.BufferedReader(stream))
+    assert next(listed) == "one"
+    assert len(stream.pieces) == 3
+    assert [os.fsencode(path) for path in listed] == paths[1:]
+
+
+class Watched(io.StringIO):
+    """Text that goes to a terminal, or that does not."""
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+@pytest.mark.parametrize(
+    ("out_watched", "error_watched", "to_file", "shown"),
+    [
+        (True, True, False, False),
+        (True, True, True, True),
+        (False, True, False, True),
+        (False, False, False, False),
+        (True, False, True, False),
+    ],
+)
+def test_progress_is_shown_where_somebody_watches_and_no_records_go(
+    monkeypatch: pytest.MonkeyPatch, out_watched: bool, error_watched: bool, to_file: bool, shown: bool
+) -> None:
+    monkeypatch.setattr(sys, "stdout", Watched(out_watched))
+    monkeypatch.setattr(sys, "stderr", Watched(error_watched))
+    with predict_command._progress([["a", "b"], ["c"]], to_file=to_file) as bar:
+        assert bar.disable is not shown
+        assert not shown or (bar.total, bar.delay) == (3, 2)
+        for _ in range(3):
+            bar.update()
+    assert sys.stderr.getvalue() == ""  # type: ignore[attr-defined]  # it was over before two seconds
+
+
+def test_progress_through_a_list_knows_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Watched(True))
+    with predict_command._progress([["a"], iter(["b"])], to_file=True) as bar:
+        assert bar.total is None
+
+
+@pytest.mark.parametrize("device", ["cuda", "xpu"])  # of two, one at least that torch is not built for
+def test_a_gpu_that_is_not_there_is_refused(refused: Any, trained_run: Path, colour_folder: Path, device: str) -> None:
+    if getattr(torch, device).is_available():
+        pytest.skip("it is there")
+    message = refused("predict", trained_run, colour_folder, "--device", device, code=2)
+    assert message.startswith(f"vit: --device {device}: ")
 
 
 def test_paths_that_name_no_picture_are_refused(refused: Any, trained_run: Path, tmp_path: Path) -> None:

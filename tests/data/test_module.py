@@ -94,17 +94,23 @@ def test_lightning_gives_every_epoch_a_new_order_and_a_second_run_the_same(listi
     assert all(torch.equal(a[2], b[2]) for a, b in zip(first, second, strict=True))
 
 
+SAVES = {
+    "at an epoch's end": {"save_on_train_epoch_end": True},
+    "after the validation": {"save_on_train_epoch_end": False},
+    "after the last batch": {"every_n_train_steps": 2},
+}
+
+
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # the second part keeps no checkpoints
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("when", ["after the run", "at an epoch's end", "after the validation"])
+@pytest.mark.parametrize("when", ["after the run", *SAVES])
 def test_a_run_resumed_between_epochs_goes_on_with_the_order_it_would_have_had(listing, tmp_path, when, workers):
     whole = train(listing, tmp_path, epochs=4, workers=workers).trained
     if when == "after the run":
         checkpoint = tmp_path / "two.ckpt"
         train(listing, tmp_path, epochs=2, save=checkpoint, workers=workers)
     else:
-        at_end = when == "at an epoch's end"
-        keep = ModelCheckpoint(tmp_path / "kept", "{epoch}", save_on_train_epoch_end=at_end, save_top_k=-1)
+        keep = ModelCheckpoint(tmp_path / "kept", "{epoch}", save_top_k=-1, **SAVES[when])
         train(listing, tmp_path, epochs=3, callbacks=[keep], workers=workers)
         checkpoint = tmp_path / "kept" / "epoch=1.ckpt"
     rest = train(listing, tmp_path, epochs=4, resume=checkpoint, workers=workers).trained

@@ -58,7 +58,7 @@ class DataConfig:
     batch_size: int = 64
     """pictures per device and step"""
     workers: int = -1
-    """processes that decode pictures; -1 shares the cores among the devices (at most 8 each), 0 uses the main process"""
+    """processes that decode pictures; -1 shares the cores among devices (at most 8 each), 0 uses the main process"""
     val_fraction: float = 0.2
     """share of each class held out for validation when DATA has no val folder"""
     test_fraction: float = 0.0

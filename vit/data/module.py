@@ -39,7 +39,7 @@ class ImageFolderData(L.LightningDataModule):
             return {"epoch": self._epoch}
         loop = self.trainer.fit_loop
         current = loop.epoch_progress.current
-        # A checkpoint of the validation is written when the epoch's last batch is done and the epoch is not yet.
+        # A checkpoint may be written when the epoch's last batch is done and the epoch itself is not.
         unfinished = current.started > current.processed
         last_done = unfinished and loop.epoch_loop.batch_progress.is_last_batch
         return {"epoch": current.processed + int(last_done)}

@@ -12,7 +12,6 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -176,14 +175,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as file:
             damaged = file.testzip()  # torch does not look at the checksums that it writes
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise ModelFileError(
-            f"{display_path(path)}: holds objects that could run code; such files are refused"
-        ) from error
     except Exception as error:  # torch reports cut, foreign and unsafe files by many kinds of exception
-        raise ModelFileError(
-            f"{display_path(path)}: cut, damaged, or no checkpoint at all ({_first(error)})"
-        ) from error
+        if type(error).__name__ == "UnpicklingError":
+            reason = "holds objects that could run code; such files are refused"
+        else:
+            reason = f"cut, damaged, or no checkpoint at all ({_first(error)})"
+        raise ModelFileError(f"{display_path(path)}: {reason}") from error
     if damaged is not None:
         raise ModelFileError(f"{display_path(path)}: damaged, {damaged} does not match its checksum")
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("vit"), dict):
