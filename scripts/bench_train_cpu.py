@@ -131,6 +131,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=32)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--compile", action="store_true", help="measure train.compile too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         folder = Path(options.folder or made)
@@ -143,7 +144,7 @@ def main() -> None:
                 for precision in ("fp32", "bf16"):
                     bf16 = precision == "bf16"
                     results.setdefault(f"{name} {precision} timm", []).append(timm_epochs(folder, name, *shared, bf16))
-                    for compiled in (False, True):
+                    for compiled in (False, True) if options.compile else (False,):
                         row = f"{name} {precision} vit{' compiled' if compiled else ''}"
                         speed = our_epochs(folder, name, *shared, bf16, compiled)
                         results.setdefault(row, []).append(speed)

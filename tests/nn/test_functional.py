@@ -124,3 +124,21 @@ def test_attention_dropout_scales_what_it_keeps() -> None:
     kept = dropped != 0
     assert 0.4 < kept.float().mean() < 0.6
     torch.testing.assert_close(dropped[kept], 2 * weights[kept], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_training_in_bf16_on_the_processor_computes_attention_in_fp32(autocast: bool) -> None:
+    torch.manual_seed(0)
+    exact = [torch.randn(2, 3, 7, 8).bfloat16().float().requires_grad_() for _ in range(3)]
+    coarse = [t.detach().bfloat16().requires_grad_() for t in exact]
+    wanted = attention(*exact, causal=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = attention(*coarse, causal=True)
+    assert found.dtype == torch.bfloat16
+    # rounded once, at the end: half a unit in the last of bf16's eight bits
+    torch.testing.assert_close(found.float(), wanted, rtol=2**-8, atol=0)
+    wanted.sum().backward()
+    found.float().sum().backward()
+    for ours, theirs in zip(coarse, exact, strict=True):
+        assert ours.grad is not None
+        torch.testing.assert_close(ours.grad.float(), theirs.grad, rtol=2**-8, atol=1e-6)

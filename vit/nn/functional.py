@@ -19,6 +19,11 @@ def attention(
     [B, H, N, M], True where a query may attend. With `causal` the N queries are the last N of the M positions, so
     that a cached pass and a full pass agree. A query that may attend to nothing gets zeros.
     """
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.requires_grad:
+        # torch's CPU kernel takes four times as long for a backward pass in bf16 as in fp32
+        with torch.autocast("cpu", enabled=False):
+            y = attention(q.float(), k.float(), v.float(), mask=mask, causal=causal, dropout=dropout)
+        return y.to(q.dtype)
     n, m = q.shape[-2], k.shape[-2]
     if not causal or (mask is None and n == 1):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
