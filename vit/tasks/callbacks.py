@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -153,19 +154,21 @@ class Pictures(L.Callback):
     def on_validation_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         self.right: list[tuple[np.ndarray, str]] = []
         self.wrong: list[tuple[np.ndarray, str]] = []
+        self.counts: Counter[tuple[int, bool]] = Counter()
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, task: Classify, outputs: torch.Tensor, batch: Batch, *_: Any
     ) -> None:
-        if not self._due(trainer) or min(len(self.right), len(self.wrong)) >= self.SHOWN:
+        if not self._due(trainer):
             return
+        each = -(-self.SHOWN // len(task.classes))  # of a class: the pictures come class by class
         answers = outputs.argmax(dim=1).tolist()
-        images = batch.images.permute(0, 2, 3, 1).cpu().numpy()
-        for image, label, answer in zip(images, batch.labels.tolist(), answers, strict=True):
+        for place, (label, answer) in enumerate(zip(batch.labels.tolist(), answers, strict=True)):
             kept = self.right if label == answer else self.wrong
-            caption = task.classes[answer] + ("" if label == answer else f", is {task.classes[label]}")
-            if len(kept) < self.SHOWN:
-                kept.append((image, caption))
+            if len(kept) < self.SHOWN and self.counts[label, label == answer] < each:
+                self.counts[label, label == answer] += 1
+                caption = task.classes[answer] + ("" if label == answer else f", is {task.classes[label]}")
+                kept.append((batch.images[place].permute(1, 2, 0).cpu().numpy(), caption))
 
     def on_validation_end(self, trainer: L.Trainer, task: Classify) -> None:
         if not self._due(trainer) or not len(task.gathered.indices):
@@ -278,6 +281,8 @@ def _visible(images: torch.Tensor, task: Classify) -> np.ndarray:
 
 def _grid(images: np.ndarray) -> np.ndarray:
     """Pictures uint8 [B, H, W, 3] -> one of them side by side, in rows, uint8 [H', W', 3]."""
+    times = max(1, 96 // max(images.shape[1:3]))  # small pictures are shown large
+    images = images.repeat(times, axis=1).repeat(times, axis=2)
     side = int(np.ceil(np.sqrt(len(images))))
     missing = side * side - len(images)
     images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)])
