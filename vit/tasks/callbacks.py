@@ -96,7 +96,7 @@ class Speed(L.Callback):
             numbers = {"images_per_second": images / (time.perf_counter() - self.started)}
             numbers["memory_gb"] = _memory_gb(task.device)
             for name, value in numbers.items():  # as numbers of a step they would show only on every tenth
-                task.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=1)
+                task.log(f"train/{name}", value, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
 
 
 class MetricsFile(L.Callback):
