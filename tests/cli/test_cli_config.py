@@ -109,6 +109,7 @@ def test_print_config_reads_back_to_the_same(yaml: Any, vit: Any) -> None:
     assert vit("train", "--config", yaml(shown.out), "--print-config").out == shown.out
 
 
+spread = st.floats(0, 1, exclude_min=True)
 share = st.floats(0, 1, exclude_max=True)
 positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
 count = st.integers(1, 2**31)
@@ -119,7 +120,7 @@ valid = st.builds(
         batch_size=count,
         workers=st.integers(-1, 64),
         resize=st.sampled_from(["crop", "letterbox", "squash"]),
-        std=st.tuples(positive, positive, positive),
+        std=st.tuples(spread, spread, spread),
         balanced=st.booleans(),
     ),
     augment=st.builds(AugmentConfig, flip=share, mixup=positive, policy=st.sampled_from(["none", "randaugment"])),

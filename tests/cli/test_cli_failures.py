@@ -46,7 +46,10 @@ def test_an_unknown_command_like_no_other_points_to_the_help(refused: Any, word:
         (["evaluate", "A", "B", "--batch-size", "x"], "argument --batch-size: invalid int value: 'x'"),
         (["evaluate", "A", "B", "--batch-size", "0"], "batch_size: must be at least 1, got 0"),
         (["evaluate", "A", "B", "--workers=-2"], "workers: must be -1 (automatic), 0 or more, got -2"),
-        (["evaluate", "A", "B", "--devices", "none"], "devices: must be auto or a number, got 'none'"),
+        (
+            ["evaluate", "A", "B", "--devices", "none"],
+            "devices: must be auto, a number, or numbers such as 0,2, got 'none'",
+        ),
         (["predict", "A"], "the following arguments are required: PATH; see vit predict --help"),
         (["predict", "A", "B", "--top", "0"], "--top and --batch-size must be at least 1"),
         (["predict", "A", "B", "--batch-size=-1"], "--top and --batch-size must be at least 1"),
@@ -84,7 +87,7 @@ def test_an_out_folder_in_use_or_in_the_way_is_refused(
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     before = sorted(trained_run.rglob("*"))
     for out, reason in (
-        (trained_run, "not empty; name another, or continue it by --resume"),
+        (trained_run, "not empty; name another, or go on with its run by --resume"),
         (tmp_path / "file", "not a directory"),
         (tmp_path / "file" / "below" / "run", "not a directory"),
     ):

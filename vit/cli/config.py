@@ -7,6 +7,7 @@ nothing in it can name code. Unknown keys are refused with the nearest one that 
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass
@@ -20,6 +21,9 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from vit.data.config import require
 from vit.errors import ConfigError, display_path
 from vit.tasks.config import Config
+
+# Its hints to programmers come up even where torch.compile pickles, and are no business of a user's.
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null")}
 
