@@ -93,6 +93,13 @@ def test_the_default_image_size_is_a_multiple_of_the_patch(patch: int, side: int
     assert ModelConfig(name=f"Ti/{patch}").resolve(classes=2, picture_size=500).image_size == (side, side)
 
 
+@pytest.mark.parametrize(
+    ("patch", "pictures", "side"), [(8, 32, 32), (4, 28, 28), (16, 64, 64), (16, 30, 32), (7, 50, 49)]
+)
+def test_small_pictures_keep_their_size(patch: int, pictures: int, side: int) -> None:
+    assert ModelConfig(name=f"micro/{patch}").resolve(classes=2, picture_size=pictures).image_size == (side, side)
+
+
 def test_keys_that_are_given_go_before_the_named_size() -> None:
     config = ModelConfig(
         name="S/16", image_size=(32, 48), dim=64, heads=4, registers=2, pool="mean", qk_norm=True, drop_path=0.1

@@ -149,7 +149,7 @@ class ModelConfig:
             name, side = pick(picture_size if image_size is None else min(image_size))
         size, patch = parse_name(name)
         if image_size is None:
-            image_size = (side or _default_side(patch),) * 2
+            image_size = (side or _default_side(patch, picture_size),) * 2
         given = {key: getattr(self, key) for key in Size._fields}
         shape = size._replace(**{key: value for key, value in given.items() if value is not None})
         return VisionArchitecture(
@@ -194,11 +194,11 @@ def without_dropout(architecture: VisionArchitecture) -> VisionArchitecture:
     return replace(architecture, dropout=0.0, attention_dropout=0.0, drop_path=0.0)
 
 
-def _default_side(patch: int) -> int:
-    """224 pixels where the patch divides it, else the next multiple; small patches belong to small pictures."""
-    if patch < 8:
-        return 8 * patch
-    return -(-224 // patch) * patch
+def _default_side(patch: int, picture_size: int) -> int:
+    """The pictures' own size where they are small, else 224 pixels; made a multiple of the patch."""
+    if picture_size <= 96:
+        return max(1, round(picture_size / patch)) * patch
+    return 8 * patch if patch < 8 else -(-224 // patch) * patch  # small patches belong to small pictures
 
 
 def _require(holds: bool, key: str, value: object, rule: str) -> None:
