@@ -31,7 +31,7 @@ demo: install
 	@echo
 	@echo "pictures      demo/digits"
 	@echo "run           demo/run          (tensorboard --logdir demo/run)"
-	@echo "report        demo/run/evaluation"
+	@echo "report        demo/run/evaluation/digits"
 	@echo "predictions   demo/predictions.jsonl"
 
 test: install

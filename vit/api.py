@@ -47,8 +47,14 @@ class Classifier:
         self.transform = EvaluationTransform(preprocessing)
         self.normalise = Normalise(preprocessing).to(device)
 
+    def __repr__(self) -> str:
+        height, width = self.preprocessing.size
+        return f"Classifier({len(self.classes)} classes, {height} x {width} pixels, {self.device})"
+
     def predict(self, images: Picture | Sequence[Picture], *, top: int = 5, batch_size: int = 32) -> list[Prediction]:
         """The `top` likeliest classes of every image. Raises UnreadableImage for a file that cannot be decoded."""
+        if top < 1:
+            raise ValueError(f"top must be at least 1, got {top}")
         predictions = []
         with torch.inference_mode():
             for batch in self._batches(images, batch_size):

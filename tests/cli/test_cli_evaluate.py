@@ -145,14 +145,14 @@ def test_without_out_the_report_is_in_the_run_folder(
     shutil.copytree(trained_run, run)
     monkeypatch.chdir(tmp_path)
     assert vit("evaluate", run, labelled, "--workers=0").code == 0
-    assert (run / "evaluation" / "metrics.json").is_file()
+    assert (run / "evaluation" / labelled.stem / "metrics.json").is_file()
     shutil.rmtree(run / "evaluation")
     assert vit("evaluate", run / "model.safetensors", labelled, "--workers=0").code == 0
-    assert (run / "evaluation" / "metrics.json").is_file()
+    assert (run / "evaluation" / labelled.stem / "metrics.json").is_file()
     assert not (tmp_path / "evaluation").exists()
     shutil.copy(run / "model.safetensors", tmp_path / "alone.safetensors")
     assert vit("evaluate", tmp_path / "alone.safetensors", labelled, "--workers=0").code == 0
-    assert (tmp_path / "evaluation" / "metrics.json").is_file()
+    assert (tmp_path / "evaluation" / labelled.stem / "metrics.json").is_file()
 
 
 def test_a_class_that_the_data_lacks_shifts_no_label(report: Any, labelled: Path) -> None:
@@ -207,12 +207,12 @@ def test_pictures_that_were_trained_on_are_counted_and_told(
 ) -> None:
     flattering, _, out = report(colour_folder)
     assert flattering["seen_in_training"] == {"train": 30, "val": 6}
-    assert "TRAINED ON         30 of them" in out
+    assert "trained on         30 of them" in out
     held_out, rows, out = report(trained_run / "split.csv")
     assert held_out["seen_in_training"] == {"train": 0, "val": len(rows)}
     assert (held_out["split"], held_out["count"]) == ("val", len(rows))
     assert f"note               {len(rows)} of them chose the best epoch" in out
-    assert "TRAINED ON" not in out
+    assert "trained on" not in out
     assert report(labelled)[0]["seen_in_training"] == {"train": 0, "val": 0}
 
 

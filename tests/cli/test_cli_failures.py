@@ -35,7 +35,7 @@ def test_an_unknown_command_like_no_other_points_to_the_help(refused: Any, word:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train"], "vit train takes one DATA, got 0"),
+        (["train"], "DATA is missing; see vit train --help"),
         (["train", "A", "B"], "vit train takes one DATA, got 2: A, B"),
         (["train", "A", "--", "--B"], "vit train takes one DATA, got 2: A, --B"),
         (["train", "A", "--resume"], "--resume needs --out"),

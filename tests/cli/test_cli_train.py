@@ -42,7 +42,7 @@ def test_a_run_explains_itself_on_standard_output_and_in_its_log(
     for line in (
         f"data       {colour_folder}",
         "pictures   train 21   val 6   test 9",
-        "classes    3, with 7 to 7 training pictures each",
+        "classes    3, with 7 training pictures each",
         "left out   nothing",
         "model      micro/8, 2 blocks of width 32, 2 heads",
         "input      16 x 16 pixels, 2 x 2 patches",

@@ -143,4 +143,4 @@ def test_unreadable_pictures_are_collected_once_each() -> None:
     task = classify()
     for _ in range(2):
         task.losses(batch())
-    assert task.unreadable == {9: "cut", 7: "empty file"}
+    assert task.unreadable == {("train", 9): "cut", ("train", 7): "empty file"}

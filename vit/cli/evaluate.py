@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     parser = Parser(prog="vit evaluate", description="Honest numbers of a trained model.")
     parser.add_argument("model", metavar="MODEL", help="run folder, .safetensors model file or .ckpt")
     parser.add_argument("data", metavar="DATA", help="folder of classes, or with test/ or val/ of such, or a list")
-    parser.add_argument("--out", help="folder for the report (default: evaluation/ in the run folder, or here)")
+    parser.add_argument("--out", help="folder for the report (default: evaluation/DATA, in the run folder or here)")
     parser.add_argument("--split", choices=("train", "val", "test"), help="default: test if there is one, else val")
     parser.add_argument("--weights", choices=("ema", "raw"), help="averaged or raw weights (default: averaged if any)")
     parser.add_argument("--batch-size", type=int, default=64)
@@ -57,7 +57,7 @@ def evaluate(
     from vit.models.file import build_network, load_model
 
     run = _run_of(Path(model))
-    folder = Path(out) if out else (run or Path()) / "evaluation"
+    folder = Path(out) if out else (run or Path()) / "evaluation" / Path(data).resolve().stem
     file = load_model(Path(model))
     network = build_network(file, weights, source=model)
     listing = list_evaluation(data, file.classes, split=split)
@@ -86,7 +86,7 @@ def evaluate(
             "data": str(data),
             "split": name,
             "images_per_second": round(len(task.gathered.indices) / task.test_seconds, 1),
-            "seen_in_training": _seen(run, samples),
+            "seen_in_training": _seen(run, [samples[i] for i in task.gathered.indices]),
         }
         _report(folder, facts, task.gathered, samples, file.classes, listing, preprocessing)
     return 0
@@ -192,7 +192,7 @@ def _draw_mistakes(
     pictures = []
     for row in worst:
         sample = samples[gathered.indices[row]]
-        caption = f"{classes[p.top[row, 0]]} {p.probabilities[row, 0]:.0%}\nis {classes[sample.label]}"
+        caption = f"answer {classes[p.top[row, 0]]} ({p.probabilities[row, 0]:.0%})\ntrue {classes[sample.label]}"
         pictures.append((transform(decode(sample.path)), caption))
     if pictures:
         gallery(pictures, path)
@@ -213,10 +213,10 @@ def _print_summary(
         low, high = metrics["intervals"][name]
         return f"{100 * metrics[name]:6.2f} %   (95 %: {100 * low:.2f} to {100 * high:.2f})"
 
-    log.info("pictures           %d of %s", metrics["count"], display_path(facts["data"]))
+    log.info("pictures           %d of %s, split %s", metrics["count"], display_path(facts["data"]), facts["split"])
     trained, chose = (facts["seen_in_training"].get(split, 0) for split in ("train", "val"))
     if trained:
-        log.info("TRAINED ON         %d of them: they flatter the model; its split.csv lists the others", trained)
+        log.info("trained on         %d of them: they flatter the model; its split.csv lists the others", trained)
     if chose:
         log.info("note               %d of them chose the best epoch, which flatters the model a little", chose)
     log.info("accuracy           %s", share("top1"))
@@ -233,6 +233,9 @@ def _print_summary(
         log.info("unreadable         ... %d in all", len(unreadable))
     for left in listing.left_out[:20]:
         log.info("left out           %s: %s", display_path(left.path), left.reason)
+    absent = [name for name, numbers in metrics["per_class"].items() if not numbers["count"]]
+    if absent:
+        log.info("no pictures        of %d classes: %s", len(absent), display_path(", ".join(absent[:10])))
     for name, count in listing.unknown.items():
         log.info("unknown class      %s: %d pictures, not counted", display_path(name), count)
     log.info("report             %s", display_path(folder))

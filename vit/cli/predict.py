@@ -35,8 +35,8 @@ def main(argv: list[str]) -> int:
         "paths", metavar="PATH", nargs="+", help="files, folders, globs; - reads a list of files from standard input"
     )
     parser.add_argument("--top", type=int, default=5, help="classes a picture (default 5)")
-    parser.add_argument("--format", choices=("jsonl", "csv"), default="jsonl")
-    parser.add_argument("--out", help="file to write instead of standard output")
+    parser.add_argument("--format", choices=("jsonl", "csv"), help="default: csv where --out ends so, else jsonl")
+    parser.add_argument("--out", help="file to write, or to replace, instead of standard output")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--weights", choices=("ema", "raw"), help="averaged or raw weights (default: averaged if any)")
     parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
@@ -61,7 +61,8 @@ def main(argv: list[str]) -> int:
             stream = stack.enter_context(temporary.open("w", encoding="utf-8", errors="surrogateescape", newline=""))
         else:
             sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
-        write = _writer(options.format, stream, min(options.top, len(classifier.classes)))
+        form = options.format or ("csv" if (options.out or "").lower().endswith(".csv") else "jsonl")
+        write = _writer(form, stream, min(options.top, len(classifier.classes)))
         bar = stack.enter_context(_progress(parts, to_file=bool(options.out)))
         paths = chain.from_iterable(parts)
         for record in predict(classifier, paths, top=options.top, batch_size=options.batch_size):
@@ -169,7 +170,7 @@ def _writer(form: str, stream: IO[str], top: int) -> Callable[[Record], None]:
 
     def write_row(record: Record) -> None:
         cells = [value for entry in record.get("top", []) for value in (entry["class"], entry["probability"])]
-        table.writerow([record["path"], record.get("error", ""), *cells])
+        table.writerow([record["path"], record.get("error", ""), *cells, *[""] * (2 * top - len(cells))])
         stream.flush()
 
     return write_row

@@ -20,12 +20,13 @@ def before_training(setup: Setup, task: Classify, run: Path) -> None:
     few, many = min(counts.values()), max(counts.values())
     parameters = sum(p.numel() for p in task.network.parameters())
     start = f"   from {config.model.init}" if config.model.init else ""
+    name = "" if config.model.init else f"{config.model.name}, "
     rows = [
         ("data", display_path(listing.root)),
         ("pictures", splits),
-        ("classes", f"{len(listing.classes)}, with {few:,} to {many:,} training pictures each"),
+        ("classes", f"{len(listing.classes)}, with {_range(few, many)} training pictures each"),
         ("left out", _left_out(setup)),
-        ("model", f"{config.model.name}, {a.depth} blocks of width {a.dim}, {a.heads} heads{start}"),
+        ("model", f"{name}{a.depth} blocks of width {a.dim}, {a.heads} heads{start}"),
         ("input", f"{a.image_size[0]} x {a.image_size[1]} pixels, {a.grid[0]} x {a.grid[1]} patches"),
         ("size", f"{parameters / 1e6:.2f} M parameters, {flops_per_image(a) / 1e9:.3f} GFLOPs a picture"),
         ("training", f"{config.train.epochs} epochs, batches of {config.data.batch_size}, {config.train.precision}"),
@@ -52,13 +53,14 @@ def after_training(setup: Setup, task: Classify, run: Path) -> None:
             float(best["val/loss"]),
             float(rows[-1]["seconds"]),
         )
-    for index, reason in sorted(task.unreadable.items())[:20]:
-        log.info("left out   %s: %s", display_path(setup.listing.splits["train"][index].path), reason)
+    for (split, index), reason in sorted(task.unreadable.items())[:20]:
+        log.info("left out   %s: %s", display_path(setup.listing.splits[split][index].path), reason)
     if len(task.unreadable) > 20:
-        log.info("left out   ... %d unreadable training pictures in all", len(task.unreadable))
+        log.info("left out   ... %d unreadable pictures in all, see unreadable.csv", len(task.unreadable))
     shown = display_path(run)
     log.info("model      %s/model.safetensors", shown)
-    log.info("next       vit evaluate %s %s/split.csv    vit predict %s PICTURE...", shown, shown, shown)
+    log.info("next       vit evaluate %s %s/split.csv", shown, shown)
+    log.info("           vit predict %s PICTURE...", shown)
     log.info("           tensorboard --logdir %s", shown)
 
 
@@ -69,3 +71,7 @@ def _left_out(setup: Setup) -> str:
     first = left_out[0]
     more = f", and {len(left_out) - 1} more" if len(left_out) > 1 else ""
     return f"{display_path(first.path)}: {first.reason}{more}"
+
+
+def _range(few: int, many: int) -> str:
+    return f"{few:,}" if few == many else f"{few:,} to {many:,}"

@@ -12,6 +12,7 @@ from typing import Any
 
 from vit.cli.config import compose, config_parser, leaf_keys, to_yaml
 from vit.errors import ConfigError, Interrupted, display_path
+from vit.files import write_text
 from vit.tasks.config import Config
 
 log = logging.getLogger("vit")
@@ -65,8 +66,10 @@ def main(argv: list[str]) -> int:
     if show:
         print(to_yaml(config), end="")
         return 0
-    if len(data) != 1 and not (resume and not data):
-        raise ConfigError(f"vit train takes one DATA, got {len(data)}: {', '.join(map(display_path, data)) or 'none'}")
+    if not data and not resume:
+        raise ConfigError("DATA is missing; see vit train --help")
+    if len(data) > 1:
+        raise ConfigError(f"vit train takes one DATA, got {len(data)}: {', '.join(map(display_path, data))}")
     return train(data[0] if data else None, config, out=out, resume=resume)
 
 
@@ -80,6 +83,8 @@ def train(data: str | None, config: Config, *, out: str | None = None, resume: b
     run = _run_folder(data, out, resume, config)
     shares = {"val_fraction": config.data.val_fraction, "test_fraction": config.data.test_fraction}
     listing = list_training(run / "split.csv" if resume else data or "", **shares, seed=config.train.seed)
+    if resume and data is not None:
+        _check_same_data(Path(data), listing.splits["train"][0].path)
     # Lightning takes eight seconds to import: only once the settings and the folder are known to be good.
     from vit.cli.quiet import quiet_lightning, signals_as_errors
 
@@ -98,6 +103,8 @@ def train(data: str | None, config: Config, *, out: str | None = None, resume: b
     if first and not resume:
         prepare_folder(run)
         describe_folder(setup, run, to_yaml(setup.config))
+    elif first:
+        write_text(run / "config.yaml", to_yaml(setup.config))
     with _log_file(run) if first else contextlib.nullcontext():
         task = make_task(setup)
         if first:
@@ -139,6 +146,12 @@ def _resumed_config(out: str | None, files: list[str], words: list[str]) -> Conf
         if old != new and key not in _FREE:
             raise ConfigError(f"--resume: {key} is {old} in the run and {new} now; leave it out, or start a new run")
     return after
+
+
+def _check_same_data(data: Path, picture: str) -> None:
+    """A resumed run keeps the pictures of its split.csv; another folder beside it would be ignored in silence."""
+    if data.is_dir() and not Path(picture).is_relative_to(data.absolute()):
+        raise ConfigError(f"--resume: the run's pictures are not in {display_path(data)}; leave DATA out")
 
 
 def _settled(left_open: Any, asked: Any, before: Any) -> Any:

@@ -40,6 +40,14 @@ class Task(L.LightningModule):
         """The losses of one training batch; `loss` is the one that is minimised."""
         raise NotImplementedError
 
+    def on_train_start(self) -> None:
+        """A resumed run whose length was changed follows its new schedule from the first step."""
+        schedule = self.lr_schedulers()
+        for group, base, factor in zip(
+            self.trainer.optimizers[0].param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+        ):
+            group["lr"] = base * factor(schedule.last_epoch)
+
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         """Dropout's draws depend on the step alone, so that a resumed run and any number of workers draw the same."""
         step = self.trainer.fit_loop.epoch_loop.total_batch_idx

@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from vit.data.dataset import Batch
-from vit.errors import DataError, Interrupted
+from vit.errors import DataError, Interrupted, display_path
 from vit.evaluate.classification import confusion_matrix
 from vit.evaluate.plots import confusion_plot, gallery
 from vit.tasks.base import Task, diverged
@@ -200,7 +200,8 @@ class StopOnSignal(L.Callback):
     of the epoch before, from where a resumed run takes the same steps again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, run: Path) -> None:
+        self.run = run
         self.received: int | None = None
         self.previous: dict[int, Any] = {}
 
@@ -231,12 +232,16 @@ class StopOnSignal(L.Callback):
             signal.signal(number, handler)
         self.previous.clear()
 
+    def _remedy(self) -> str:
+        if (self.run / "checkpoints" / "last.ckpt").is_file():
+            return f"go on from the epoch before by: vit train --out {display_path(self.run)} --resume"
+        return "there was no epoch before"
+
     def _end_if_received(self, trainer: L.Trainer) -> None:
         if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
             raise Interrupted(
                 self.received or signal.SIGTERM,
-                f"stopped in epoch {trainer.current_epoch + 1}, of which nothing is kept; "
-                "the same command with --out RUN --resume goes on from the last whole epoch",
+                f"stopped in epoch {trainer.current_epoch + 1}, of which nothing is kept; {self._remedy()}",
             )
 
 

@@ -52,7 +52,8 @@ class Classify(Task):
             weights = torch.tensor([sum(counts) / (len(counts) * max(1, count)) for count in counts])
         self.register_buffer("class_weights", weights, persistent=False)
         self.rows = Rows()
-        self.unreadable: dict[int, str] = {}
+        self.unreadable: dict[tuple[str, int], str] = {}
+        """reason by split and place in its list"""
 
     def forward(self, images: Tensor) -> Tensor:
         """images uint8 [B, 3, H, W] -> logits [B, classes] of the network that is validated."""
@@ -60,7 +61,7 @@ class Classify(Task):
 
     def losses(self, batch: Batch) -> Losses:
         """Cross-entropy or binary cross-entropy of a training batch, against soft labels where it is mixed."""
-        self.unreadable.update(batch.failures)
+        self.unreadable.update({("train", index): reason for index, reason in batch.failures})
         images, targets = self.inputs(batch)
         logits = self.network(images)
         if not len(batch):  # every picture of the batch was unreadable
@@ -105,6 +106,7 @@ class Classify(Task):
         loss = float(self.gathered.predictions.losses.mean())
         if not math.isfinite(loss):
             raise diverged(loss, self.current_epoch, self.config)
+        self.unreadable.update({("val", index): reason for index, reason in self.gathered.failures})
         self.validated = self.current_epoch
         metrics = point_metrics(self.gathered.predictions, self.classes)
         for name in ("loss", "top1", "top5", "balanced_accuracy", "macro_f1"):

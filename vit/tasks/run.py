@@ -164,12 +164,13 @@ def fit(setup: Setup, run: Path, trainer: L.Trainer, task: Classify, *, resume: 
         export(run)
 
 
-def _write_unreadable(path: Path, listing: Listing, reasons: dict[int, str]) -> None:
-    """path,reason of every training picture that was left out because it could not be decoded."""
+def _write_unreadable(path: Path, listing: Listing, reasons: dict[tuple[str, int], str]) -> None:
+    """split,path,reason of every picture that was left out because it could not be decoded."""
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["path", "reason"])
-        table.writerows([listing.splits["train"][index].path, reason] for index, reason in sorted(reasons.items()))
+        table.writerow(["split", "path", "reason"])
+        for (split, index), reason in sorted(reasons.items()):
+            table.writerow([split, listing.splits[split][index].path, reason])
 
 
 def export(run: Path) -> ModelFile:
@@ -245,7 +246,7 @@ def _callbacks(config: Config, run: Path) -> list[L.Callback]:
         MetricsFile(run / "metrics.csv"),
         Pictures(),
         LearningRateMonitor(logging_interval="step"),
-        StopOnSignal(),
+        StopOnSignal(run),
         ModelCheckpoint(run / "checkpoints", "best", monitor=monitor, mode=mode, enable_version_counter=False),
         ModelCheckpoint(run / "checkpoints", "last", save_on_train_epoch_end=True, enable_version_counter=False),
     ]
