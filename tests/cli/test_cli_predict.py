@@ -311,3 +311,15 @@ def test_paths_that_name_no_picture_are_refused(refused: Any, trained_run: Path,
         (tmp_path / "empty", f"{tmp_path}/empty: no pictures"),
     ):
         assert refused("predict", trained_run, path, code=1) == f"vit: {message}\n"
+
+
+def test_the_ending_of_the_output_file_chooses_the_format(
+    vit: Any, trained_run: Path, colour_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    out = tmp_path / "labels.csv"
+    assert vit("predict", trained_run, colour_folder / "red", tmp_path / "broken.jpg", "--out", out).code == 1
+    with out.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0][:3] == ["path", "error", "class1"]
+    assert {len(row) for row in rows} == {len(rows[0])}  # strict readers want every row as long as the first

@@ -49,7 +49,8 @@ def test_a_run_explains_itself_on_standard_output_and_in_its_log(
         "training   1 epochs, batches of 64, fp32",
         f"run        {shown}",
         f"model      {shown}/model.safetensors",
-        f"next       vit evaluate {shown} {shown}/split.csv    vit predict {shown} PICTURE...",
+        f"next       vit evaluate {shown} {shown}/split.csv",
+        f"           vit predict {shown} PICTURE...",
     ):
         assert line in out.splitlines()
     assert re.search(r"^size       0\.\d\d M parameters, [\d.]+ GFLOPs a picture$", out, re.MULTILINE)
@@ -148,6 +149,24 @@ def test_a_resumed_run_keeps_its_settings_and_its_pictures(
     for key, value in [("train.seed", "3"), ("optim.lr", "0.5"), ("model.depth", "3"), ("data.val_fraction", "0.5")]:
         message = refused("train", data, f"--out={run}", "--resume", f"--{key}={value}", code=2)
         assert message.startswith(f"vit: --resume: {key} is ")
+
+
+def test_a_resumed_run_of_another_length_follows_its_new_schedule(
+    vit: Any, refused: Any, colour_folder: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    def rates(run: Path) -> list[str]:
+        with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
+            return [row["lr"] for row in csv.DictReader(file)]
+
+    long, short = tmp_path / "long", tmp_path / "short"
+    assert vit("train", colour_folder, *tiny, "--train.epochs=4", "--out", long).code == 0
+    assert vit("train", colour_folder, *tiny, "--train.epochs=2", "--out", short).code == 0
+    assert vit("train", colour_folder, "--out", short, "--resume", "--train.epochs=4").code == 0
+    assert rates(short)[2:] == rates(long)[2:]
+    assert compose([str(short / "config.yaml")], []).train.epochs == 4
+    (tmp_path / "elsewhere").mkdir()
+    message = refused("train", tmp_path / "elsewhere", "--out", short, "--resume", code=2)
+    assert message == f"vit: --resume: the run's pictures are not in {tmp_path / 'elsewhere'}; leave DATA out\n"
 
 
 def test_a_later_command_of_the_same_process_writes_to_no_earlier_log(
