@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vit.errors import ConfigError
-from vit.models.architecture import SIZES, ModelConfig, VisionArchitecture, parse_name, pick, without_dropout
+from vit.models.architecture import SIZES, ModelConfig, VisionArchitecture, parse_name, pick
 
 TINY = VisionArchitecture((32, 48), (16, 8), dim=24, depth=2, heads=3, hidden=40, classes=5)
 
@@ -47,10 +47,6 @@ def test_grid_and_prefix_follow_from_the_shape() -> None:
     assert TINY.prefix == 1
     assert replace(TINY, registers=4).prefix == 5
     assert replace(TINY, class_token=False, pool="mean").prefix == 0
-
-
-def test_without_dropout_turns_every_regularisation_off_and_keeps_the_shape() -> None:
-    assert without_dropout(replace(TINY, dropout=0.1, attention_dropout=0.2, drop_path=0.3)) == TINY
 
 
 @pytest.mark.parametrize("size", list(SIZES))

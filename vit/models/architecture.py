@@ -1,7 +1,7 @@
 """The shapes a vision transformer can have, and the one table of named sizes. Imports no torch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from vit.errors import ConfigError
@@ -187,11 +187,6 @@ def parse_name(name: str) -> tuple[Size, int]:
         known = ", ".join(SIZES)
         raise ConfigError(f"model.name: must be SIZE/PATCH, like S/16, with a size of {known}; got {name!r}")
     return SIZES[size], int(patch)
-
-
-def without_dropout(architecture: VisionArchitecture) -> VisionArchitecture:
-    """The same shape with every regularisation off."""
-    return replace(architecture, dropout=0.0, attention_dropout=0.0, drop_path=0.0)
 
 
 def _default_side(patch: int, picture_size: int) -> int:
