@@ -298,7 +298,7 @@ def test_progress_through_a_list_knows_no_end(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("device", ["cuda", "xpu"])  # of two, one at least that torch is not built for
 def test_a_gpu_that_is_not_there_is_refused(refused: Any, trained_run: Path, colour_folder: Path, device: str) -> None:
     if getattr(torch, device).is_available():
-        pytest.skip("it is there")
+        pytest.skip(f"this machine has a working {device} device")
     message = refused("predict", trained_run, colour_folder, "--device", device, code=2)
     assert message.startswith(f"vit: --device {device}: ")
 
