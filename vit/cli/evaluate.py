@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--split", choices=("train", "val", "test"), help="default: test if there is one, else val")
     parser.add_argument("--weights", choices=("ema", "raw"), help="averaged or raw weights (default: averaged if any)")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=-1, help="processes that decode pictures (-1: shares the cores among the devices)")
+    parser.add_argument("--workers", type=int, default=-1, help="processes that decode pictures (-1: by cores)")
     parser.add_argument("--accelerator", choices=("auto", "cpu", "gpu", "mps"), default="auto")
     parser.add_argument("--devices", default="auto")
     parser.add_argument("--strategy", default="auto")
