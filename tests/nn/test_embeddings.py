@@ -13,13 +13,13 @@ def test_patches_are_cut_in_reading_order_and_embedded_linearly() -> None:
     embed = PatchEmbed((2, 4), 3, 8)
     images = torch.randn(2, 3, 6, 8)
     output = embed(images)
-    assert output.shape == (2, 8, 3, 2)
+    assert output.shape == (2, 3, 2, 8)
     weight = embed.proj.weight.flatten(1)
     for row in range(3):
         for column in range(2):
             patch = images[:, :, 2 * row : 2 * row + 2, 4 * column : 4 * column + 4].flatten(1)
             expected = patch @ weight.T + embed.proj.bias
-            torch.testing.assert_close(output[:, :, row, column], expected, rtol=0, atol=1e-5)
+            torch.testing.assert_close(output[:, row, column], expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("height", "width"), [(30, 32), (32, 30)])

@@ -27,8 +27,8 @@ def require_colours(prefix: str, mean: tuple[float, ...], std: tuple[float, ...]
 class Preprocessing:
     """How a decoded picture becomes the model's input, outside training. Travels in the model file.
 
-    `crop` resizes the short side to size / crop_fraction and cuts the centre; `letterbox` fits the whole picture
-    and pads with the mean colour; `squash` ignores the aspect ratio.
+    `crop` resizes the short side and cuts the centre; `letterbox` fits the whole picture and pads with the mean colour;
+    `squash` ignores the aspect ratio. In each, the picture is fitted to size / crop_fraction and its centre is kept.
     """
 
     size: tuple[int, int]
@@ -66,7 +66,7 @@ class DataConfig:
     resize: Resize = "crop"
     """how pictures of another shape are fitted when not training"""
     crop_fraction: float = 1.0
-    """share of the resized short side that the centre crop keeps (resize: crop)"""
+    """share of each side of the fitted picture that the centre crop keeps"""
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """mean colour of the pictures, red, green, blue in 0..1"""

@@ -19,14 +19,13 @@ class Normalise(nn.Module):
     nothing to its saved weights.
     """
 
-    scale: Tensor
-    shift: Tensor
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
-        self.register_buffer("scale", 1 / (255 * std), persistent=False)
-        self.register_buffer("shift", mean / std, persistent=False)
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(getattr(preprocessing, name)).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        return images * self.scale - self.shift
+        return (images / 255).sub_(self.mean).div_(self.std)  # in the order of timm and torchvision: the same bits

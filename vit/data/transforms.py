@@ -18,9 +18,9 @@ _STEEP = 500  # shrinking by more than this goes by whole pixels first: the filt
 class EvaluationTransform:
     """Resize and cut or pad a picture to the model's size, antialiased.
 
-    `crop` and `squash` equal timm's evaluation transform (crop modes `center` and `squash`) to the last bit, and
-    `letterbox` equals its `border` mode at a crop fraction of 1: letterbox shows the whole picture, so
-    `crop_fraction` has no effect on it.
+    `crop`, `squash` and `letterbox` equal timm's evaluation transform (crop modes `center`, `squash` and `border`) to
+    the last bit. In each of them the picture is fitted to size / crop_fraction and its centre is kept: a crop fraction
+    below 1 cuts the margins even of a squashed or letterboxed picture.
 
     Where the sides differ more than twentyfold, `crop` computes only the part it keeps, because the whole would not
     fit into memory (5000 x 1 at size 224 would be 1 280 000 x 256 first). There, single values may differ from
@@ -52,7 +52,7 @@ class EvaluationTransform:
         if self.preprocessing.resize == "squash":
             return self._scaled[0], self._scaled[1]
         if self.preprocessing.resize == "letterbox":
-            ratio = max(height / self.size[0], width / self.size[1])
+            ratio = max(height / self._scaled[0], width / self._scaled[1])
             return max(1, round(height / ratio)), max(1, round(width / ratio))
         if self._scaled[0] == self._scaled[1]:  # torchvision's Resize cuts the long side down to whole pixels
             short, long = self._scaled[0], int(self._scaled[0] * max(height, width) / min(height, width))
@@ -75,13 +75,18 @@ class EvaluationTransform:
     def _pad(self, picture: Image.Image) -> np.ndarray:
         red, green, blue = (round(255 * value) for value in self.preprocessing.mean)
         canvas = Image.new("RGB", (self.size[1], self.size[0]), (red, green, blue))
-        canvas.paste(picture, ((self.size[1] - picture.width) // 2, (self.size[0] - picture.height) // 2))
+        canvas.paste(picture, (_start(picture.width, self.size[1]), _start(picture.height, self.size[0])))
         return np.array(canvas)
 
 
 def _centre(have: int, want: int) -> int:
     """Where a centred window of `want` pixels starts among `have`, rounded as torchvision's CenterCrop rounds."""
     return round((have - want) / 2.0)
+
+
+def _start(have: int, want: int) -> int:
+    """Where a side of `have` pixels starts when it is centred on one of `want`: below 0 when it is the longer one."""
+    return (want - have) // 2 if have < want else -_centre(have, want)
 
 
 def _source_span(source: int, fitted: int, kept: int) -> tuple[int, int, float, float]:

@@ -10,6 +10,9 @@ Pool = Literal["class", "mean", "attention"]
 Positions = Literal["learned", "sincos", "none"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 MLPKind = Literal["mlp", "swiglu"]
+Norm = Literal["layer", "rms"]
+FinalNorm = Literal["tokens", "pooled", "none"]
+RopeKind = Literal["grid", "centred", "mixed"]
 
 
 class Size(NamedTuple):
@@ -37,6 +40,22 @@ SIZES: dict[str, Size] = {
 
 
 @dataclass(frozen=True)
+class Rope:
+    """Rotary positions: where a patch stands, and how its angles follow from it (`vit.nn.rotary`)."""
+
+    kind: RopeKind
+    """grid: row and column; centred: from the middle of the picture; mixed: row and column, frequencies learned"""
+    base: float = 100.0
+    """how far apart the lowest and the highest frequency lie"""
+    order: Literal["yx", "xy"] = "yx"
+    """which coordinate comes first"""
+    offset: float = 0.0
+    """row and column of the first patch (grid)"""
+    reference: tuple[int, int] | None = None
+    """rows and columns of the pretraining grid that coordinates are scaled to (grid)"""
+
+
+@dataclass(frozen=True)
 class VisionArchitecture:
     """Everything that decides the shape of a VisionTransformer's tensors and what it computes from them."""
 
@@ -54,19 +73,47 @@ class VisionArchitecture:
     class_token: bool = True
     registers: int = 0
     """extra tokens that belong to no patch (Darcet et al. 2023)"""
+    distilled: bool = False
+    """a second class token with a head of its own, whose scores are averaged with the first's (Touvron et al. 2020)"""
     positions: Positions = "learned"
+    prefix_positions: bool = True
+    """learned positions also for the tokens before the patches"""
+    rope: Rope | None = None
     pool: Pool = "class"
+    pool_prefix: bool = True
+    """attention pooling attends to the tokens before the patches too"""
+    pool_heads: int | None = None
+    """heads of attention pooling, None for as many as the blocks have"""
+    pool_hidden: int | None = None
+    """width inside attention pooling's MLP, None for that of the blocks"""
     mlp: MLPKind = "mlp"
     activation: Activation = "gelu"
+    norm: Norm = "layer"
     norm_eps: float = 1e-6
+    patch_norm: bool = False
+    """a norm of every embedded patch"""
+    pre_norm: bool = False
+    """a norm of all tokens before the first block; the patch embedding then has no bias"""
+    final_norm: FinalNorm = "tokens"
+    """the last norm: of every token, or of the pooled vector"""
     qkv_bias: bool = True
+    key_bias: bool = True
+    """False: only queries and values have a bias"""
+    bias: bool = True
+    """biases of attention's output and of the MLP"""
     qk_norm: bool = False
+    attention_norm: bool = False
+    """a norm of attention's joined heads"""
+    mlp_norm: bool = False
+    """a norm inside the MLP"""
     layer_scale: float | None = None
     """initial value of LayerScale"""
     dropout: float = 0.0
     attention_dropout: float = 0.0
     drop_path: float = 0.0
     """stochastic depth: rate of the last block, rising linearly from 0"""
+    timm: str | None = None
+    """timm's name of the architecture that the weights came from, whose layout they go back to"""
 
     def __post_init__(self) -> None:
         for name in ("dim", "depth", "heads", "hidden", "channels"):
@@ -85,10 +132,16 @@ class VisionArchitecture:
             _require(self.layer_scale > 0, "layer_scale", self.layer_scale, "must be positive")
         _require(self.norm_eps > 0, "norm_eps", self.norm_eps, "must be positive")
         _require(self.class_token or self.pool != "class", "pool", self.pool, "needs model.class_token")
+        _require(not self.distilled or self.pool == "class", "pool", self.pool, "must be class with distilled")
+        _require(self.dim % (self.pool_heads or 1) == 0, "pool_heads", self.pool_heads, f"must divide dim {self.dim}")
         if self.positions == "sincos":
             _require(
                 self.dim % 4 == 0 and self.dim >= 8, "dim", self.dim, "must be a multiple of 4 for sincos positions"
             )
+        if self.rope is not None:
+            rule = f"must leave each head a multiple of 4 for rope, {self.dim} / {self.heads} does not"
+            _require(self.dim // self.heads % 4 == 0, "heads", self.heads, rule)
+            _require(self.rope.base > 1, "rope.base", self.rope.base, "must be above 1")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -97,8 +150,13 @@ class VisionArchitecture:
 
     @property
     def prefix(self) -> int:
-        """Tokens before the patches: class token, then registers."""
-        return int(self.class_token) + self.registers
+        """Tokens before the patches: class token, distillation token, registers."""
+        return int(self.class_token) + int(self.distilled) + self.registers
+
+    @property
+    def positioned(self) -> int:
+        """Tokens before the patches that have learned positions."""
+        return self.prefix if self.prefix_positions else 0
 
 
 @dataclass
@@ -118,9 +176,12 @@ class ModelConfig:
     registers: int = 0
     """extra tokens that belong to no patch"""
     positions: Positions = "learned"
+    rope: Literal["none", "grid", "centred", "mixed"] = "none"
+    """rotary positions, beside the others or alone: by row and column, from the middle (DINOv3), or learned"""
     pool: Pool = "class"
     mlp: MLPKind = "mlp"
     activation: Activation = "gelu"
+    norm: Norm = "layer"
     qk_norm: bool = False
     layer_scale: float | None = None
     """initial value of LayerScale; null leaves it out"""
@@ -159,7 +220,9 @@ class ModelConfig:
             class_token=self.class_token,
             registers=self.registers,
             positions=self.positions,
+            rope=None if self.rope == "none" else Rope(self.rope),
             pool=self.pool,
+            norm=self.norm,
             mlp=self.mlp,
             activation=self.activation,
             qk_norm=self.qk_norm,

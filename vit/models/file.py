@@ -21,9 +21,8 @@ from torch import Tensor
 
 from vit.errors import ConfigError, ModelFileError, display_path
 from vit.files import whole_file
-from vit.models.architecture import VisionArchitecture
-from vit.models.vision import VisionTransformer
-from vit.nn import resample_positions
+from vit.models.architecture import Rope, VisionArchitecture
+from vit.models.vision import VisionTransformer, resampled
 
 FORMAT = 1
 EMA = "ema."
@@ -114,8 +113,14 @@ def build_network(model: ModelFile, weights: Weights | None = None, *, source: o
 
 def architecture_from(fields: Mapping[str, Any]) -> VisionArchitecture:
     """An architecture from JSON, where tuples have become lists."""
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    values = _with_tuples(fields)
+    if values.get("rope") is not None:
+        values["rope"] = Rope(**_with_tuples(values["rope"]))
     return VisionArchitecture(**values)
+
+
+def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def start_from(model: ModelFile, network: VisionTransformer, classes: Sequence[str]) -> None:
@@ -126,8 +131,8 @@ def start_from(model: ModelFile, network: VisionTransformer, classes: Sequence[s
     """
     old, new = architecture_from(model.architecture), network.architecture
     state = dict(model.weights())
-    if "pos_embed" in state:
-        state["pos_embed"] = resample_positions(state["pos_embed"], old.grid, new.grid, prefix=old.prefix)
+    if "patch_embed.proj.weight" in state:  # else told below, like everything that is absent
+        state = resampled(state, old, new)
     own = network.state_dict()
     if model.classes != list(classes):
         state.update({name: tensor for name, tensor in own.items() if name.startswith("head.")})

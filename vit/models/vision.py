@@ -4,7 +4,7 @@ Letters: B batch, C channels, H W height and width in pixels, N patches, P prefi
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -18,17 +18,26 @@ from vit.nn import (
     Attention,
     Block,
     LatentPool,
+    MixedAngles,
     PatchEmbed,
     SwiGLU,
     Trace,
     Transformer,
+    angles_2d,
+    centred_coordinates,
     gelu_tanh,
+    grid_coordinates,
     quick_gelu,
+    resample_patches,
     resample_positions,
+    rotation,
     sincos_2d,
 )
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu}
+
+
+NORMS: dict[str, Callable[..., nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
 
 class VisionTransformer(Transformer):
@@ -39,35 +48,47 @@ class VisionTransformer(Transformer):
     """
 
     sincos: Tensor
+    rotation: Tensor
 
     def __init__(self, architecture: VisionArchitecture) -> None:
         a = architecture
-        norm = partial(nn.LayerNorm, eps=a.norm_eps)
-        super().__init__(_blocks(a, norm), norm(a.dim))
+        norm = _norm(a)
+        super().__init__(_blocks(a, norm), norm(a.dim) if a.final_norm == "tokens" else nn.Identity())
         self.architecture = a
-        self.patch_embed = PatchEmbed(a.patch_size, a.channels, a.dim)
+        self.patch_embed = _patch_embed(a)
         if a.class_token:
             self.cls_token = nn.Parameter(torch.zeros(1, 1, a.dim))
+        if a.distilled:
+            self.dist_token = nn.Parameter(torch.zeros(1, 1, a.dim))
         if a.registers:
             self.reg_token = nn.Parameter(torch.zeros(1, a.registers, a.dim))
         self._add_positions(a)
         self.pos_drop = nn.Dropout(a.dropout)
+        self.norm_pre = norm(a.dim) if a.pre_norm else nn.Identity()
         if a.pool == "attention":
-            self.attn_pool = LatentPool(_attention(a), _mlp(a), norm(a.dim))
-        self.head: nn.Module = nn.Linear(a.dim, a.classes) if a.classes else nn.Identity()
+            self.attn_pool = _latent_pool(a)
+        self.fc_norm = norm(a.dim) if a.final_norm == "pooled" else nn.Identity()
+        self.head: nn.Module = self._new_head(a.classes)
+        if a.distilled:
+            self.head_dist: nn.Module = self._new_head(a.classes)
         initialise(self)
 
     def forward(self, images: Tensor, *, trace: Trace | None = None) -> Tensor:  # type: ignore[override]  # not tokens
         """images [B, C, H, W] -> class scores [B, classes]."""
-        return self.head(self.features(images, trace=trace))
+        tokens = self.encode(images, trace=trace)
+        if self.architecture.distilled:
+            return (self.head(tokens[:, 0]) + self.head_dist(tokens[:, 1])) / 2
+        return self.head(self.fc_norm(self.pool(tokens, trace=trace)))
 
     def features(self, images: Tensor, *, trace: Trace | None = None) -> Tensor:
         """images [B, C, H, W] -> one vector a picture [B, D], what the head sees."""
-        return self.pool(self.encode(images, trace=trace), trace=trace)
+        return self.fc_norm(self.pool(self.encode(images, trace=trace), trace=trace))
 
     def encode(self, images: Tensor, *, trace: Trace | None = None) -> Tensor:
         """images [B, C, H, W] -> tokens [B, P + N, D] after the final norm: class token, registers, patches."""
-        return self.transform(self.embed(images), trace=trace)
+        rows, columns = self.architecture.patch_size
+        grid = (images.shape[-2] // rows, images.shape[-1] // columns)
+        return self.transform(self.embed(images), rotations=self._rotations(grid), trace=trace)
 
     def embed(self, images: Tensor) -> Tensor:
         """images [B, C, H, W] -> tokens [B, P + N, D] before the first block.
@@ -76,73 +97,172 @@ class VisionTransformer(Transformer):
         the patch does not divide them.
         """
         x = self.patch_embed(images)
-        grid = (x.shape[2], x.shape[3])
-        x = x.flatten(2).transpose(1, 2)
-        prefix = [p.expand(x.shape[0], -1, -1) for p in (self._cls_token(), self._reg_token()) if p is not None]
+        grid = (x.shape[1], x.shape[2])
+        x = x.flatten(1, 2)
+        prefix = [p.expand(x.shape[0], -1, -1) for p in self._prefix_tokens()]
+        if not self.architecture.prefix_positions:
+            x = self._with_positions(x, grid)
         x = torch.cat([*prefix, x], dim=1) if prefix else x
-        return self.pos_drop(self._with_positions(x, grid))
+        if self.architecture.prefix_positions:
+            x = self._with_positions(x, grid)
+        return self.norm_pre(self.pos_drop(x))
 
     def pool(self, tokens: Tensor, *, trace: Trace | None = None) -> Tensor:
-        """tokens [B, P + N, D] -> [B, D]: the class token, the mean of the patches, or attention pooling."""
-        if self.architecture.pool == "class":
-            return tokens[:, 0]
-        if self.architecture.pool == "mean":
-            return tokens[:, self.architecture.prefix :].mean(dim=1)
+        """tokens [B, P + N, D] -> [B, D]: the class token, the mean of the patches, or attention pooling.
+
+        With a distillation token, the mean of it and the class token.
+        """
+        a = self.architecture
+        if a.pool == "class":
+            return tokens[:, :2].mean(dim=1) if a.distilled else tokens[:, 0]
+        if a.pool == "mean":
+            return tokens[:, a.prefix :].mean(dim=1)
+        tokens = tokens if a.pool_prefix else tokens[:, a.prefix :]
         return self.attn_pool(tokens, trace=None if trace is None else trace.pool)
 
     def reset_head(self, classes: int) -> None:
-        """Replace the head by a fresh one with `classes` outputs (0: none)."""
+        """Replace the head by a fresh one with `classes` outputs (0: none), its weights zero."""
         self.architecture = replace(self.architecture, classes=classes)
-        like = self.norm.weight  # the head belongs where the rest of the model is
-        dim = self.architecture.dim
-        self.head = nn.Linear(dim, classes, device=like.device, dtype=like.dtype) if classes else nn.Identity()
-        if isinstance(self.head, nn.Linear):
-            nn.init.zeros_(self.head.weight)
-            nn.init.zeros_(self.head.bias)
+        self.head = self._new_head(classes)
+        if self.architecture.distilled:
+            self.head_dist = self._new_head(classes)
 
-    def _cls_token(self) -> Tensor | None:
-        return self.cls_token if self.architecture.class_token else None
+    def set_input_size(
+        self, image_size: tuple[int, int] | None = None, patch_size: tuple[int, int] | None = None
+    ) -> None:
+        """Change the picture size, the patch size or both: resamples learned positions and the patch embedding.
 
-    def _reg_token(self) -> Tensor | None:
-        return self.reg_token if self.architecture.registers else None
+        Raises ConfigError where the patch does not divide the picture.
+        """
+        old = self.architecture
+        new = replace(old, image_size=image_size or old.image_size, patch_size=patch_size or old.patch_size)
+        state, like = resampled(self.state_dict(), old, new), self.patch_embed.proj.weight
+        self.architecture = new
+        self.patch_embed = _patch_embed(new)
+        self._add_positions(new)
+        self.to(like.device, like.dtype).load_state_dict(state)
+
+    def _new_head(self, classes: int) -> nn.Module:
+        if not classes:
+            return nn.Identity()
+        like = self.patch_embed.proj.weight  # the head belongs where the rest of the model is
+        head = nn.Linear(self.architecture.dim, classes, device=like.device, dtype=like.dtype)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        return head
+
+    def _prefix_tokens(self) -> list[Tensor]:
+        a = self.architecture
+        there = {"cls_token": a.class_token, "dist_token": a.distilled, "reg_token": a.registers > 0}
+        return [getattr(self, name) for name, wanted in there.items() if wanted]
 
     def _add_positions(self, a: VisionArchitecture) -> None:
         if a.positions == "learned":
-            self.pos_embed = nn.Parameter(torch.zeros(1, a.prefix + a.grid[0] * a.grid[1], a.dim))
+            self.pos_embed = nn.Parameter(torch.zeros(1, a.positioned + a.grid[0] * a.grid[1], a.dim))
         elif a.positions == "sincos":  # fixed, so a buffer that is not saved
             self.register_buffer("sincos", sincos_2d(*a.grid, a.dim)[None], persistent=False)
+        if a.rope is not None and a.rope.kind == "mixed":
+            self.rope = MixedAngles(a.depth, a.heads, a.dim // a.heads, base=a.rope.base)
+        elif a.rope is not None:
+            self.register_buffer("rotation", _rotation(a, a.grid), persistent=False)
 
     def _with_positions(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         a = self.architecture
         if a.positions == "learned":
-            return x + resample_positions(self.pos_embed, a.grid, grid, prefix=a.prefix)
+            return x + resample_positions(self.pos_embed, a.grid, grid, prefix=a.positioned)
         if a.positions == "sincos":
             fixed = self.sincos if grid == a.grid else sincos_2d(*grid, a.dim)[None].to(self.sincos)
-            return torch.cat([x[:, : a.prefix], x[:, a.prefix :] + fixed], dim=1)  # fp32 under autocast, like learned
+            patches = x.shape[1] - fixed.shape[1]
+            return torch.cat([x[:, :patches], x[:, patches:] + fixed], dim=1)  # fp32 under autocast, like learned
         return x
 
+    def _rotations(self, grid: tuple[int, int]) -> Sequence[Tensor] | None:
+        """Rotary positions for every block, or None."""
+        a = self.architecture
+        if a.rope is None:
+            return None
+        if a.rope.kind == "mixed":
+            angles = self.rope(grid_coordinates(*grid, order=a.rope.order))
+            return rotation(angles, a.prefix).unbind(1)
+        one = self.rotation if grid == a.grid else _rotation(a, grid).to(self.rotation)
+        return [one] * a.depth
 
-def _blocks(a: VisionArchitecture, norm: partial[nn.LayerNorm]) -> list[Block]:
+
+def with_weights(architecture: VisionArchitecture, state: Mapping[str, Tensor]) -> VisionTransformer:
+    """A network that holds the tensors of `state` themselves: no time is spent on drawing weights to be replaced.
+
+    Raises RuntimeError, as `load_state_dict` does, where names or shapes do not fit.
+    """
+    with torch.device("meta"):
+        network = VisionTransformer(architecture)
+    network.load_state_dict(state, assign=True)
+    return network
+
+
+def resampled(state: Mapping[str, Tensor], old: VisionArchitecture, new: VisionArchitecture) -> dict[str, Tensor]:
+    """A state for the picture and patch size of `new`: learned positions and the patch embedding are resampled."""
+    state = dict(state)
+    if "pos_embed" in state:
+        state["pos_embed"] = resample_positions(state["pos_embed"], old.grid, new.grid, prefix=old.positioned)
+    state["patch_embed.proj.weight"] = resample_patches(state["patch_embed.proj.weight"], new.patch_size)
+    return state
+
+
+def _rotation(a: VisionArchitecture, grid: tuple[int, int]) -> Tensor:
+    """Cosines and sines [2, P + N, K / 2] of rotary positions that are not learned."""
+    assert a.rope is not None
+    if a.rope.kind == "centred":
+        coordinates = centred_coordinates(*grid, order=a.rope.order)
+    else:
+        coordinates = grid_coordinates(*grid, order=a.rope.order, offset=a.rope.offset, reference=a.rope.reference)
+    return rotation(angles_2d(coordinates, a.dim // a.heads, base=a.rope.base), a.prefix)
+
+
+def _norm(a: VisionArchitecture) -> Callable[[int], nn.Module]:
+    return partial(NORMS[a.norm], eps=a.norm_eps)
+
+
+def _patch_embed(a: VisionArchitecture) -> PatchEmbed:
+    norm = _norm(a)(a.dim) if a.patch_norm else None
+    return PatchEmbed(a.patch_size, a.channels, a.dim, bias=not a.pre_norm, norm=norm)
+
+
+def _blocks(a: VisionArchitecture, norm: Callable[[int], nn.Module]) -> list[Block]:
     rates = torch.linspace(0, a.drop_path, a.depth, device="cpu").tolist()  # numbers, also under a meta device
-    return [Block(_attention(a), _mlp(a), norm=norm, layer_scale=a.layer_scale, drop_path=rate) for rate in rates]
+    return [
+        Block(_attention(a, norm), _mlp(a, norm), norm=norm, layer_scale=a.layer_scale, drop_path=rate)
+        for rate in rates
+    ]
 
 
-def _attention(a: VisionArchitecture) -> Attention:
-    qk_norm = partial(nn.LayerNorm, eps=a.norm_eps) if a.qk_norm else None
+def _attention(a: VisionArchitecture, norm: Callable[[int], nn.Module]) -> Attention:
     return Attention(
         a.dim,
         a.heads,
         bias=a.qkv_bias,
-        qk_norm=qk_norm,
+        key_bias=a.key_bias,
+        proj_bias=a.bias,
+        qk_norm=norm if a.qk_norm else None,
+        norm=norm(a.dim) if a.attention_norm else None,
         attention_dropout=a.attention_dropout,
         dropout=a.dropout,
     )
 
 
-def _mlp(a: VisionArchitecture) -> nn.Module:
+def _latent_pool(a: VisionArchitecture) -> LatentPool:
+    heads, hidden = a.pool_heads or a.heads, a.pool_hidden or a.hidden
+    attn = Attention(a.dim, heads, attention_dropout=a.attention_dropout, dropout=a.dropout)
+    return LatentPool(
+        attn, MLP(a.dim, hidden, activation=ACTIVATIONS[a.activation], dropout=a.dropout), _norm(a)(a.dim)
+    )
+
+
+def _mlp(a: VisionArchitecture, norm: Callable[[int], nn.Module]) -> nn.Module:
+    inner = norm(a.hidden) if a.mlp_norm else None
     if a.mlp == "swiglu":
-        return SwiGLU(a.dim, a.hidden, dropout=a.dropout)
-    return MLP(a.dim, a.hidden, activation=ACTIVATIONS[a.activation], dropout=a.dropout)
+        return SwiGLU(a.dim, a.hidden, bias=a.bias, norm=inner, dropout=a.dropout)
+    activation = ACTIVATIONS[a.activation]
+    return MLP(a.dim, a.hidden, activation=activation, bias=a.bias, norm=inner, dropout=a.dropout)
 
 
 def initialise(model: VisionTransformer) -> None:
@@ -153,7 +273,7 @@ def initialise(model: VisionTransformer) -> None:
     | q, k, v, output projection, MLP | Xavier uniform, each of q, k, v as a matrix of its own |
     | biases | 0, of the MLP normal(0, 1e-6) |
     | patch embedding | LeCun normal, truncated |
-    | positions, registers, pooling query | normal(0, 0.02) |
+    | positions, registers, distillation token, pooling query | normal(0, 0.02) |
     | class token, head | 0 |
     | norms, LayerScale | 1 and 0; LayerScale its initial value |
     """
@@ -168,7 +288,8 @@ def initialise(model: VisionTransformer) -> None:
         elif isinstance(module, MLP | SwiGLU):
             for linear in (module.fc1, module.fc2):
                 nn.init.xavier_uniform_(linear.weight)
-                nn.init.normal_(linear.bias, std=1e-6)
+                if linear.bias is not None:
+                    nn.init.normal_(linear.bias, std=1e-6)
         elif isinstance(module, PatchEmbed):
             # cutting a normal at two standard deviations leaves 0.8796 of its spread
             std = math.sqrt(1 / module.proj.weight[0].numel()) / 0.87962566
@@ -177,7 +298,6 @@ def initialise(model: VisionTransformer) -> None:
                 nn.init.zeros_(module.proj.bias)
         elif isinstance(module, LatentPool):
             nn.init.normal_(module.latent, std=0.02)
-    for name in ("pos_embed", "reg_token"):
+    for name in ("pos_embed", "reg_token", "dist_token"):
         if (parameter := getattr(model, name, None)) is not None:
             nn.init.normal_(parameter, std=0.02)
-    model.reset_head(model.architecture.classes)

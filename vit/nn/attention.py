@@ -5,10 +5,12 @@ Letters: B batch, H heads, N queries, M keys, D dim, K dim of one head (D / H).
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit.nn.functional import attention
+from vit.nn.rotary import rotate
 from vit.nn.state import KeyValues, Record
 
 
@@ -16,8 +18,10 @@ class Attention(nn.Module):
     """Multi-head attention. Of a sequence to itself, or to another one, its `context`.
 
     One weight `qkv` [3 D, D] holds the rows of q, then k, then v, each head by head. With a context, q is made
-    from x and k, v from the context, by the same rows. `qk_norm` makes the norm of one head's queries and of its
-    keys (Henry et al. 2020), applied after the projection.
+    from x and k, v from the context, by the same rows. Without `key_bias` only queries and values have one, `q_bias`
+    and `v_bias` (Bao et al. 2021, BEiT). `qk_norm` makes the norm of one head's queries and of its keys (Henry et al.
+    2020), applied after the projection; `norm` is one of the joined heads, before the output projection (Wang et al.
+    2022, Magneto).
     """
 
     def __init__(
@@ -26,7 +30,10 @@ class Attention(nn.Module):
         heads: int,
         *,
         bias: bool = True,
+        key_bias: bool = True,
+        proj_bias: bool = True,
         qk_norm: Callable[[int], nn.Module] | None = None,
+        norm: nn.Module | None = None,
         attention_dropout: float = 0.0,
         dropout: float = 0.0,
     ) -> None:
@@ -35,10 +42,13 @@ class Attention(nn.Module):
             raise ValueError(f"heads must divide dim, got dim {dim} and {heads} heads")
         self.dim, self.heads, self.head_dim = dim, heads, dim // heads
         self.attention_dropout = attention_dropout
-        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=bias and key_bias)
+        self.q_bias = nn.Parameter(torch.zeros(dim)) if bias and not key_bias else None
+        self.v_bias = nn.Parameter(torch.zeros(dim)) if bias and not key_bias else None
         self.q_norm = qk_norm(self.head_dim) if qk_norm else nn.Identity()
         self.k_norm = qk_norm(self.head_dim) if qk_norm else nn.Identity()
-        self.proj = nn.Linear(dim, dim)
+        self.norm = norm or nn.Identity()
+        self.proj = nn.Linear(dim, dim, bias=proj_bias)
         self.proj_drop = nn.Dropout(dropout)
 
     def forward(
@@ -48,17 +58,21 @@ class Attention(nn.Module):
         *,
         mask: Tensor | None = None,
         causal: bool = False,
+        rotation: Tensor | None = None,
         cache: KeyValues | None = None,
         trace: list[Record] | None = None,
     ) -> Tensor:
         """x [B, N, D], context [B, M, D] or None for x itself -> [B, N, D].
 
-        `mask` and `causal` as in `attention`. `cache` keeps keys and values between calls: those of x are appended
+        `mask` and `causal` as in `attention`. `rotation` turns queries and keys as in `rotate`, those of x alone: a
+        context's tokens stand elsewhere. `cache` keeps keys and values between calls: those of x are appended
         to it; those of a context are computed once and reused. `trace` receives one `Record` of this call.
         """
         if context is None:
-            q, k, v = self._split(self.qkv(x))
+            q, k, v = self._split(self._project(x, slice(None)))
             q, k = self.q_norm(q), self.k_norm(k)
+            if rotation is not None:
+                q, k = rotate(q, rotation), rotate(k, rotation)
             if cache is not None:
                 k, v = cache.append(k, v)
         else:
@@ -67,7 +81,7 @@ class Attention(nn.Module):
         y = attention(q, k, v, mask=mask, causal=causal, dropout=self.attention_dropout if self.training else 0.0)
         if trace is not None:
             trace.append(Record(q, k, v, y, mask, causal))
-        return self.proj_drop(self.proj(y.transpose(1, 2).flatten(2)))
+        return self.proj_drop(self.proj(self.norm(y.transpose(1, 2).flatten(2))))
 
     def _context_keys(self, context: Tensor, cache: KeyValues | None) -> tuple[Tensor, Tensor]:
         if cache is not None and cache.k is not None and cache.v is not None:
@@ -78,6 +92,8 @@ class Attention(nn.Module):
 
     def _project(self, x: Tensor, rows: slice) -> Tensor:
         bias = self.qkv.bias
+        if self.q_bias is not None and self.v_bias is not None:
+            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         return F.linear(x, self.qkv.weight[rows], None if bias is None else bias[rows])
 
     def _split(self, x: Tensor) -> tuple[Tensor, ...]:

@@ -68,16 +68,18 @@ class Block(nn.Module):
         mask: Tensor | None = None,
         context_mask: Tensor | None = None,
         causal: bool = False,
+        rotation: Tensor | None = None,
         cache: LayerCache | None = None,
         trace: Trace | None = None,
     ) -> Tensor:
-        """x [B, N, D], context [B, M, D] -> [B, N, D]. `mask` is for x, `context_mask` for the context."""
+        """x [B, N, D], context [B, M, D] -> [B, N, D]. `mask`, `rotation` are for x, `context_mask` for the context."""
         if context is not None and self.cross_attn is None:
             raise ValueError("a context was given to a block that has no cross-attention")
         y = self.attn(
             self.norm1(x),
             mask=mask,
             causal=causal,
+            rotation=rotation,
             cache=None if cache is None else cache.self_attention,
             trace=None if trace is None else trace.self_attention,
         )

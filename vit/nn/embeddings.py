@@ -3,6 +3,7 @@
 Letters: B batch, C channels, H W height and width, P patch, D dim, N tokens, V vocabulary.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,21 +11,44 @@ from torch import Tensor, nn
 class PatchEmbed(nn.Module):
     """Cuts pictures into patches and embeds each linearly (Dosovitskiy et al. 2020).
 
-    images [B, C, H, W] -> [B, D, H / P, W / P]. A convolution whose stride is its size is that linear map; its
-    weight [D, C, P, P] has the layout that everyone's checkpoints have.
+    images [B, C, H, W] -> [B, H / P, W / P, D]. A convolution whose stride is its size is that linear map; its
+    weight [D, C, P, P] has the layout that everyone's checkpoints have. `norm` is one of every patch's vector.
     """
 
-    def __init__(self, patch_size: tuple[int, int], channels: int, dim: int, *, bias: bool = True) -> None:
+    def __init__(
+        self,
+        patch_size: tuple[int, int],
+        channels: int,
+        dim: int,
+        *,
+        bias: bool = True,
+        norm: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.proj = nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size, bias=bias)
+        self.norm = norm or nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         if height % self.patch_size[0] or width % self.patch_size[1]:
             rows, columns = self.patch_size
             raise ValueError(f"pictures of {height} x {width} pixels cannot be cut into patches of {rows} x {columns}")
-        return self.proj(images)
+        return self.norm(self.proj(images).permute(0, 2, 3, 1))
+
+
+def resample_patches(weight: Tensor, new: tuple[int, int]) -> Tensor:
+    """A patch embedding's weight for patches of another size: [D, C, P, Q] -> [D, C, *new].
+
+    The new weight gives to an enlarged patch what the old one gives to the patch itself: the pseudo-inverse of
+    resizing (Beyer et al. 2022, FlexiViT). Bicubic, antialiased, in fp32.
+    """
+    old = weight.shape[2:]
+    if tuple(old) == new:
+        return weight
+    each_pixel = torch.eye(old.numel(), device=weight.device).view(-1, 1, *old)
+    resize = F.interpolate(each_pixel, size=new, mode="bicubic", antialias=True).flatten(1)  # [old pixels, new pixels]
+    return (weight.float().flatten(2) @ torch.linalg.pinv(resize).T).unflatten(2, new).to(weight.dtype)
 
 
 class TokenEmbed(nn.Embedding):

@@ -20,31 +20,47 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 class MLP(nn.Module):
-    """Two linear layers with an activation between: x [B, N, D] -> [B, N, D]."""
+    """Two linear layers with an activation between: x [B, N, D] -> [B, N, D].
 
-    def __init__(self, dim: int, hidden: int, *, activation: Activation = F.gelu, dropout: float = 0.0) -> None:
+    `norm` is one of the hidden width, before the second layer (Wang et al. 2022, Magneto).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        *,
+        activation: Activation = F.gelu,
+        bias: bool = True,
+        norm: nn.Module | None = None,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         self.activation = activation
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = nn.Linear(dim, hidden, bias=bias)
+        self.norm = norm or nn.Identity()
+        self.fc2 = nn.Linear(hidden, dim, bias=bias)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(self.activation(self.fc1(x)))))
+        return self.drop(self.fc2(self.norm(self.drop(self.activation(self.fc1(x))))))
 
 
 class SwiGLU(nn.Module):
     """silu(gate) * value, then a linear layer (Shazeer 2020): x [B, N, D] -> [B, N, D].
 
-    `fc1` [2 hidden, D] holds the rows of the gate, then those of the value.
+    `fc1` [2 hidden, D] holds the rows of the gate, then those of the value; `norm` as in `MLP`.
     """
 
-    def __init__(self, dim: int, hidden: int, *, dropout: float = 0.0) -> None:
+    def __init__(
+        self, dim: int, hidden: int, *, bias: bool = True, norm: nn.Module | None = None, dropout: float = 0.0
+    ) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, 2 * hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = nn.Linear(dim, 2 * hidden, bias=bias)
+        self.norm = norm or nn.Identity()
+        self.fc2 = nn.Linear(hidden, dim, bias=bias)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.fc1(x).chunk(2, dim=-1)
-        return self.drop(self.fc2(self.drop(F.silu(gate) * value)))
+        return self.drop(self.fc2(self.norm(self.drop(F.silu(gate) * value))))

@@ -1,4 +1,4 @@
-"""Where a token stands, as vectors that are added to it."""
+"""Where a token stands, as vectors that are added to it. Tables are made on the CPU, as those of `vit.nn.rotary`."""
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +9,8 @@ def sincos_1d(length: int, dim: int) -> Tensor:
     """Fixed sine and cosine positions of a sequence, [length, dim], sine and cosine interleaved (Vaswani 2017)."""
     if dim % 2:
         raise ValueError(f"sine positions need an even dim, got {dim}")
-    frequencies = 10_000 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-    angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
+    frequencies = 10_000 ** (-torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / dim)
+    angles = torch.arange(length, dtype=torch.float64, device="cpu")[:, None] * frequencies
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).float()
 
 
@@ -22,9 +22,9 @@ def sincos_2d(rows: int, columns: int, dim: int) -> Tensor:
     """
     if dim % 4 or dim < 8:
         raise ValueError(f"2-D sine positions need a dim that 4 divides, at least 8, got {dim}")
-    frequencies = 10_000 ** -torch.linspace(0, 1, dim // 4, dtype=torch.float64)
-    row = torch.arange(rows, dtype=torch.float64).repeat_interleave(columns)[:, None] * frequencies
-    column = torch.arange(columns, dtype=torch.float64).repeat(rows)[:, None] * frequencies
+    frequencies = 10_000 ** -torch.linspace(0, 1, dim // 4, dtype=torch.float64, device="cpu")
+    row = torch.arange(rows, dtype=torch.float64, device="cpu").repeat_interleave(columns)[:, None] * frequencies
+    column = torch.arange(columns, dtype=torch.float64, device="cpu").repeat(rows)[:, None] * frequencies
     return torch.cat([column.sin(), column.cos(), row.sin(), row.cos()], dim=1).float()
 
 

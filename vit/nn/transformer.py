@@ -31,15 +31,24 @@ class Transformer(nn.Module):
         mask: Tensor | None = None,
         context_mask: Tensor | None = None,
         causal: bool = False,
+        rotations: Sequence[Tensor] | None = None,
         cache: Sequence[LayerCache] | None = None,
         trace: Trace | None = None,
     ) -> Tensor:
-        """x [B, N, D], context [B, M, D] -> [B, N, D]; the other arguments as in `Block`, `cache` one a block."""
+        """x [B, N, D], context [B, M, D] -> [B, N, D]; the others as in `Block`, `rotations`, `cache` one a block."""
         recompute = self.checkpointing and self.training and cache is None and trace is None
         for i, block in enumerate(self.blocks):
+            rotation = None if rotations is None else rotations[i]
             if recompute:
                 x = checkpoint(
-                    block, x, context, mask=mask, context_mask=context_mask, causal=causal, use_reentrant=False
+                    block,
+                    x,
+                    context,
+                    mask=mask,
+                    context_mask=context_mask,
+                    causal=causal,
+                    rotation=rotation,
+                    use_reentrant=False,
                 )
                 continue
             x = block(
@@ -48,6 +57,7 @@ class Transformer(nn.Module):
                 mask=mask,
                 context_mask=context_mask,
                 causal=causal,
+                rotation=rotation,
                 cache=None if cache is None else cache[i],
                 trace=trace,
             )

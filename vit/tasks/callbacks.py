@@ -280,7 +280,7 @@ def _writer(trainer: L.Trainer) -> Any:
 
 def _visible(images: torch.Tensor, task: Classify) -> np.ndarray:
     """Normalised images [B, 3, H, W] -> uint8 [B, H, W, 3]."""
-    pixels = (images + task.normalise.shift) / task.normalise.scale
+    pixels = 255 * (images * task.normalise.std + task.normalise.mean)
     return pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
 

@@ -229,7 +229,7 @@ def environment() -> dict[str, Any]:
 def flops_per_image(architecture: VisionArchitecture) -> int:
     """Floating-point operations of one forward pass, a multiplication and an addition counted as two."""
     with torch.device("meta"):
-        network = VisionTransformer(architecture)
+        network = VisionTransformer(architecture).to("meta")  # with the tables of fixed positions
         image = torch.empty(1, architecture.channels, *architecture.image_size)
     with FlopCounterMode(display=False) as counter:
         network(image)
