@@ -14,7 +14,9 @@ from vit.data.config import Preprocessing
 from vit.data.decode import decode, upright_rgb
 from vit.data.normalise import Normalise, as_tensor
 from vit.data.transforms import EvaluationTransform
-from vit.models.file import Weights, build_network, load_model
+from vit.errors import ConfigError
+from vit.models.file import ModelFile, Weights, build_network
+from vit.models.sources import load_model
 from vit.models.vision import VisionTransformer
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
@@ -23,10 +25,11 @@ Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 
 @dataclass(frozen=True)
 class Prediction:
-    """The likeliest classes of one picture, best first."""
+    """The likeliest classes of one picture, best first; in words too where the names are codes, as ImageNet's are."""
 
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
+    descriptions: tuple[str, ...] | None = None
 
 
 class Classifier:
@@ -38,10 +41,17 @@ class Classifier:
     """
 
     def __init__(
-        self, network: VisionTransformer, classes: Sequence[str], preprocessing: Preprocessing, device: str = "cpu"
+        self,
+        network: VisionTransformer,
+        classes: Sequence[str],
+        preprocessing: Preprocessing,
+        device: str = "cpu",
+        *,
+        descriptions: Sequence[str] | None = None,
     ) -> None:
         self.network = network.to(device).eval()
         self.classes = tuple(classes)
+        self.descriptions = None if descriptions is None else tuple(descriptions)
         self.preprocessing = preprocessing
         self.device = torch.device(device)
         self.transform = EvaluationTransform(preprocessing)
@@ -55,6 +65,7 @@ class Classifier:
         """The `top` likeliest classes of every image. Raises UnreadableImage for a file that cannot be decoded."""
         if top < 1:
             raise ValueError(f"top must be at least 1, got {top}")
+        self.require_classes()
         predictions = []
         with torch.inference_mode():
             for batch in self._batches(images, batch_size):
@@ -71,10 +82,16 @@ class Classifier:
     def named(self, probabilities: Tensor, top: int) -> list[Prediction]:
         """probabilities [B, classes] -> the `top` likeliest by name."""
         values, indices = probabilities.topk(min(top, len(self.classes)), dim=1)
-        return [
-            Prediction(tuple(self.classes[i] for i in row), tuple(chances))
-            for row, chances in zip(indices.tolist(), values.tolist(), strict=True)
-        ]
+        predictions = []
+        for row, chances in zip(indices.tolist(), values.tolist(), strict=True):
+            words = None if self.descriptions is None else tuple(self.descriptions[i] for i in row)
+            predictions.append(Prediction(tuple(self.classes[i] for i in row), tuple(chances), words))
+        return predictions
+
+    def require_classes(self) -> None:
+        """Raise ConfigError for a model without a head, which has features and no classes."""
+        if not self.classes:
+            raise ConfigError("the model has no classes; `vit train DATA --model.init MODEL` gives it yours")
 
     def prepare(self, image: Picture) -> Tensor:
         """One picture of any size and kind -> uint8 [3, H, W] of the model's size."""
@@ -94,15 +111,24 @@ class Classifier:
             yield self.normalise(batch.to(self.device))
 
 
-def load(path: str | Path, *, weights: Weights | None = None, device: str | None = None) -> Classifier:
-    """Load a run folder, a `.safetensors` model file or a `.ckpt`.
+def load(source: str | Path, *, weights: Weights | None = None, device: str | None = None) -> Classifier:
+    """Load a model: a run folder, a file of ours, `timm:NAME[.TAG]`, `hf:NAME`, or a folder or file of theirs.
+
+    `vit.models.sources` lists all that MODEL can be.
 
     `weights` chooses the averaged (`ema`) or the `raw` ones; None takes the averaged where there are any. `device`
     None takes a GPU if there is one. Raises ModelFileError saying what is wrong with the file.
     """
-    model = load_model(Path(path))
-    network = build_network(model, weights, source=path)
-    return Classifier(network, model.classes, Preprocessing.from_json(model.preprocessing), device or best_device())
+    return classifier_of(load_model(source), source, weights=weights, device=device)
+
+
+def classifier_of(
+    model: ModelFile, source: object, *, weights: Weights | None = None, device: str | None = None
+) -> Classifier:
+    """The classifier that a model file describes; `source` is what messages call it."""
+    network = build_network(model, weights, source=source)
+    preprocessing = Preprocessing.from_json(model.preprocessing)
+    return Classifier(network, model.classes, preprocessing, device or best_device(), descriptions=model.descriptions)
 
 
 def best_device() -> str:

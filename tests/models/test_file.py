@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from vit.data.config import Preprocessing
 from vit.errors import ConfigError, ModelFileError
 from vit.models.architecture import VisionArchitecture
-from vit.models.file import ModelFile, architecture_from, build_network, classifier_file, load_model, save_model
+from vit.models.file import ModelFile, architecture_from, build_network, classifier_file, read_model, save_model
 from vit.models.vision import VisionTransformer
 
 TINY = VisionArchitecture((16, 24), (8, 8), dim=32, depth=2, heads=4, hidden=48, classes=3, layer_scale=0.1)
@@ -60,7 +60,7 @@ WRITERS: dict[str, Callable[[ModelFile, Path], None]] = {".safetensors": save_mo
 def refusal(path: Path) -> str:
     """The one line with which the file is refused."""
     with pytest.raises(ModelFileError) as caught:
-        load_model(path)
+        read_model(path)
     message = str(caught.value)
     assert message.startswith(f"{path}")
     assert "\n" not in message
@@ -74,7 +74,7 @@ def test_everything_comes_back(suffix: str, ema: bool, tmp_path: Path) -> None:
     model = make(ema=ema)
     model.licence, model.origin = "CC0", "drawn\nby hand"
     WRITERS[suffix](model, tmp_path / f"m{suffix}")
-    back = load_model(tmp_path / f"m{suffix}")
+    back = read_model(tmp_path / f"m{suffix}")
     assert same_tensors(back.raw, model.raw)
     assert (back.ema is None) == (not ema)
     if model.ema is not None:
@@ -91,7 +91,7 @@ def test_a_loaded_network_computes_what_the_saved_one_did(suffix: str, tmp_path:
     model = make(ema=True)
     WRITERS[suffix](model, tmp_path / f"m{suffix}")
     images = torch.randn(2, 3, 16, 24)
-    back = load_model(tmp_path / f"m{suffix}")
+    back = read_model(tmp_path / f"m{suffix}")
     for which, state in (("raw", model.raw), ("ema", model.ema), (None, model.ema)):
         network = VisionTransformer(TINY).eval()
         network.load_state_dict(state)  # type: ignore[arg-type]
@@ -105,7 +105,7 @@ def test_tensors_keep_their_type(dtype: torch.dtype, tmp_path: Path) -> None:
     model = small()
     model.raw = {"w": torch.tensor([[0, 1], [1, 0]]).to(dtype), "scalar": torch.tensor(1).to(dtype)}
     save_model(model, tmp_path / "m.safetensors")
-    assert same_tensors(load_model(tmp_path / "m.safetensors").raw, model.raw)
+    assert same_tensors(read_model(tmp_path / "m.safetensors").raw, model.raw)
 
 
 def test_parts_of_larger_tensors_and_transposed_ones_are_saved_as_they_are(tmp_path: Path) -> None:
@@ -113,13 +113,13 @@ def test_parts_of_larger_tensors_and_transposed_ones_are_saved_as_they_are(tmp_p
     whole = torch.arange(24.0).reshape(4, 6)
     model.raw = {"transposed": whole.T, "part": whole[1:3, ::2], "empty": torch.empty(0, 3)}
     save_model(model, tmp_path / "m.safetensors")
-    assert same_tensors(load_model(tmp_path / "m.safetensors").raw, model.raw)
+    assert same_tensors(read_model(tmp_path / "m.safetensors").raw, model.raw)
 
 
 def test_averaged_weights_are_refused_where_there_are_none(tmp_path: Path) -> None:
     save_model(make(), tmp_path / "m.safetensors")
     with pytest.raises(ConfigError, match="keeps no averaged weights"):
-        load_model(tmp_path / "m.safetensors").weights("ema")
+        read_model(tmp_path / "m.safetensors").weights("ema")
 
 
 def test_a_run_folder_stands_for_its_model_or_else_its_best_checkpoint(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_run_folder_stands_for_its_model_or_else_its_best_checkpoint(tmp_path:
     for name, seed in seeds.items():
         model = make(seed=seed)
         WRITERS[Path(name).suffix](model, tmp_path / name)
-        assert same_tensors(load_model(tmp_path).raw, model.raw), name
+        assert same_tensors(read_model(tmp_path).raw, model.raw), name
 
 
 @pytest.mark.parametrize("kept", [0, 1, 7, 8, 60, 0.5, 0.9, -1])
@@ -231,7 +231,7 @@ def test_a_sound_file_whose_parts_do_not_fit_builds_no_network(name: str, tmp_pa
     model, words = misfits()[name]
     save_model(model, tmp_path / "m.safetensors")
     with pytest.raises(ModelFileError) as caught:
-        build_network(load_model(tmp_path / "m.safetensors"), source=tmp_path / "m.safetensors")
+        build_network(read_model(tmp_path / "m.safetensors"), source=tmp_path / "m.safetensors")
     assert str(caught.value).startswith(f"{tmp_path / 'm.safetensors'}: {words}")
     assert "\n" not in str(caught.value)
 
@@ -239,7 +239,7 @@ def test_a_sound_file_whose_parts_do_not_fit_builds_no_network(name: str, tmp_pa
 def outcome(path: Path) -> str:
     """`refused`, `same`, or what went wrong."""
     try:
-        back = load_model(path)
+        back = read_model(path)
     except ModelFileError as error:
         return "refused" if "\n" not in str(error) else f"several lines: {error}"
     expected = small()

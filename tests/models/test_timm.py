@@ -15,7 +15,9 @@ from timm.models._registry import _module_to_models
 from torch import nn
 
 from vit.errors import ConfigError
+from vit.models.architecture import ModelConfig
 from vit.models.timm import from_timm, to_timm
+from vit.models.vision import VisionTransformer
 
 MODULES = ("vision_transformer", "deit", "eva")
 NAMES = sorted(name for module in MODULES for name in _module_to_models[module])
@@ -121,3 +123,113 @@ def test_how_many_names_pass(capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         print(f"\n{passing} of timm's {len(NAMES)} names in {', '.join(MODULES)} load with equal outputs")
     assert passing >= 254
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_base_patch16_224",  # learned positions, the class token has one too
+        "deit_tiny_distilled_patch16_224",
+        "vit_base_patch14_reg4_dinov2",  # learned positions of patches alone
+        "flexivit_small",
+        "vit_base_patch16_siglip_224",
+        "eva02_tiny_patch14_224",  # learned and rotary positions, scaled to the pretraining grid
+        "vit_small_patch16_rope_mixed_224",
+        "vit_pe_core_base_patch16_224",
+    ],
+)
+def test_other_picture_and_patch_sizes_equal_timms(name: str) -> None:
+    theirs: Any = reduced(name, grid=(3, 5))  # a rectangular source
+    ours = from_timm(theirs)
+    rows, columns = ours.architecture.patch_size
+    ours.set_input_size((4 * rows, 4 * columns))
+    theirs.set_input_size(img_size=(4 * rows, 4 * columns))
+    images = images_for(theirs)
+    assert difference(ours(images), theirs(images)) <= 1e-4
+    ours.set_input_size((32, 48), (8, 8))
+    theirs.set_input_size(img_size=(32, 48), patch_size=(8, 8))
+    images = images_for(theirs)
+    assert difference(ours(images), theirs(images)) <= 1e-4
+    assert ours.architecture.grid == (4, 6)
+    back: Any = to_timm(ours)
+    assert back.patch_embed.img_size == (32, 48)
+    assert difference(back(images), theirs(images)) <= 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "vit_intern300m_patch14_448", "test_vit2"])
+def test_other_picture_sizes_at_run_time_equal_timms(name: str) -> None:
+    theirs: Any = reduced(name, dynamic_img_size=True)
+    ours = from_timm(theirs)
+    rows, columns = ours.architecture.patch_size
+    for grid in ((3, 4), (1, 5), (4, 4)):
+        images = torch.randn(2, 3, grid[0] * rows, grid[1] * columns)
+        assert difference(ours(images), theirs(images)) <= 1e-4
+
+
+def test_a_module_that_trains_gives_a_model_that_trains_with_the_same_rates() -> None:
+    theirs: Any = reduced("vit_tiny_patch16_224", drop_path_rate=0.2, proj_drop_rate=0.1, pos_drop_rate=0.1).train()
+    ours = from_timm(theirs)
+    assert ours.training
+    assert [block.drop_path for block in ours.blocks] == pytest.approx([0.0, 0.2])
+    assert ours.architecture.dropout == 0.1
+    own = dict(ours.named_parameters())
+    assert own["blocks.0.attn.qkv.weight"].data_ptr() != theirs.blocks[0].attn.qkv.weight.data_ptr()
+    assert all(parameter.requires_grad for parameter in own.values())
+
+
+def test_a_key_bias_that_eva_fixes_at_zero_stays_there_in_training() -> None:
+    ours = from_timm(reduced("eva02_tiny_patch14_224")).train()
+    names = {name for name, _ in ours.named_parameters() if name.startswith("blocks.0.attn.")}
+    assert names == {f"blocks.0.attn.{n}" for n in ("qkv.weight", "q_bias", "v_bias", "proj.weight", "proj.bias")}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"registers": 3, "pool": "mean", "layer_scale": 0.1, "qk_norm": True},
+        {"positions": "sincos", "pool": "attention"},
+        {"rope": "grid"},
+        {"rope": "centred", "registers": 2, "layer_scale": 0.1},
+        {"rope": "mixed", "positions": "none"},
+        {"mlp": "swiglu"},
+        {"norm": "rms", "activation": "gelu_tanh"},
+    ],
+)
+def test_models_of_our_own_go_to_timm_with_the_same_outputs(changes: dict[str, Any]) -> None:
+    config = ModelConfig(name="micro/8", image_size=(16, 24), heads=2, dim=32, depth=2, **changes)
+    ours = VisionTransformer(config.resolve(classes=5, picture_size=16)).eval()
+    randomised(ours)
+    theirs: Any = to_timm(ours)
+    images = images_for(theirs)
+    assert difference(theirs(images), ours(images)) <= 1e-5
+    again = from_timm(theirs)
+    if ours.architecture.positions != "sincos":
+        assert_same(again.state_dict(), ours.state_dict())
+
+
+def test_what_timm_does_not_have_is_named() -> None:
+    config = ModelConfig(name="micro/8", image_size=16, rope="grid", activation="quick_gelu")
+    with pytest.raises(ConfigError, match=r"^timm has no model like this: activation quick_gelu$"):
+        to_timm(VisionTransformer(config.resolve(classes=5, picture_size=16)))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("vit_tiny_patch16_224", {"global_pool": "avgmax"}, r"pooling by 'avgmax' \(global_pool\)"),
+        ("vit_tiny_patch16_224", {"global_pool": ""}, r"pooling by 'nothing' \(global_pool\)"),
+        ("vit_tiny_patch16_224", {"act_layer": "relu"}, "activation of the class ReLU"),
+        ("vit_tiny_patch16_224", {"norm_layer": "layernorm2d"}, "norm of the class LayerNorm2d"),
+        ("resnet18", {}, "model of the class ResNet"),
+        ("vit_tiny_r_s16_p8_224", {}, "patch embedding of the class HybridEmbed"),
+    ],
+)
+def test_options_that_are_not_supported_are_named(name: str, options: dict[str, Any], words: str) -> None:
+    with torch.device("meta"):
+        theirs = timm.create_model(name, **options)
+    with pytest.raises(ConfigError, match=f"^not supported from timm: {words}$"):
+        from_timm(theirs)

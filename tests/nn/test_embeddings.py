@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from timm.layers import resample_abs_pos_embed
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
 
-from vit.nn import PatchEmbed, resample_positions, sincos_1d, sincos_2d
+from vit.nn import PatchEmbed, resample_patches, resample_positions, sincos_1d, sincos_2d
 
 
 def test_patches_are_cut_in_reading_order_and_embedded_linearly() -> None:
@@ -84,3 +84,20 @@ def test_bf16_positions_are_resampled_in_fp32_and_come_back_as_bf16() -> None:
     resampled = resample_positions(positions, (4, 4), (6, 6))
     assert resampled.dtype == torch.bfloat16
     assert torch.equal(resampled, resample_positions(positions.float(), (4, 4), (6, 6)).bfloat16())
+
+
+@pytest.mark.parametrize("new", [(16, 16), (4, 4), (6, 12)])
+def test_patches_are_resampled_like_timms(new: tuple[int, int]) -> None:
+    weight = torch.randn(5, 3, 8, 8)
+    torch.testing.assert_close(
+        resample_patches(weight, new), resample_patch_embed(weight, list(new)), rtol=0, atol=1e-4
+    )
+    assert resample_patches(weight, (8, 8)) is weight
+
+
+def test_an_enlarged_patch_is_embedded_as_the_patch_itself() -> None:
+    weight, patch = torch.randn(5, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    large = torch.nn.functional.interpolate(patch, size=(12, 8), mode="bicubic", antialias=True)
+    before = (patch[:, None] * weight).sum((2, 3, 4))
+    after = (large[:, None] * resample_patches(weight, (12, 8))).sum((2, 3, 4))
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-4)

@@ -15,7 +15,7 @@ from vit.api import load
 from vit.cli.config import compose
 from vit.data.folders import list_training
 from vit.errors import DataError, VitError
-from vit.models.file import load_model
+from vit.models.file import read_model
 from vit.tasks.classify import Classify
 from vit.tasks.run import set_up
 
@@ -103,7 +103,7 @@ def test_tensorboard_shows_scalars_and_pictures(folder: Path) -> None:
 
 
 def test_the_model_file_is_the_best_checkpoint(folder: Path) -> None:
-    model, best = load_model(folder / "model.safetensors"), load_model(folder / "checkpoints" / "best.ckpt")
+    model, best = read_model(folder / "model.safetensors"), read_model(folder / "checkpoints" / "best.ckpt")
     assert same(model.raw, best.raw)
     assert model.ema is not None
     assert best.ema is not None

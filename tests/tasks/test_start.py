@@ -11,7 +11,7 @@ from vit.api import load
 from vit.data.folders import list_training
 from vit.errors import ConfigError
 from vit.models.architecture import ModelConfig
-from vit.models.file import load_model, start_from
+from vit.models.file import read_model, start_from
 from vit.models.vision import VisionTransformer
 from vit.tasks.config import Config
 from vit.tasks.run import make_task, set_up
@@ -31,7 +31,7 @@ def test_a_run_can_start_from_another_with_other_classes_and_picture_size(folder
     listing = list_training(data, val_fraction=0.2, test_fraction=0.0, seed=0)
     config = tiny(model={"init": str(folder), "image_size": 32}, train={"epochs": 1})
     task = make_task(set_up(listing, config))
-    old = load_model(folder).weights()
+    old = read_model(folder).weights()
     new = task.network.state_dict()
     assert new["head.weight"].shape == (3, 32)
     assert not new["head.weight"].any()
@@ -52,7 +52,7 @@ def test_a_run_that_starts_from_another_keeps_its_colours_and_a_head_that_fits(c
     assert (setup.preprocessing.mean, setup.preprocessing.std) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     assert (setup.config.data.mean, setup.config.data.std) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     assert setup.architecture.image_size == setup.config.model.image_size == (16, 16)
-    assert same(make_task(setup).network.state_dict(), load_model(tmp_path / "first").raw)
+    assert same(make_task(setup).network.state_dict(), read_model(tmp_path / "first").raw)
 
 
 def test_a_picture_size_that_the_first_weights_cannot_take_is_refused(folder: Path, colours: Path) -> None:
@@ -78,7 +78,7 @@ def test_weights_of_another_shape_are_refused_naming_the_parameter(
 ) -> None:
     network = VisionTransformer(tiny(model=change).model.resolve(classes=2, picture_size=16))
     with pytest.raises(ConfigError, match=f"^model.init: {name} is {words}$"):
-        start_from(load_model(folder), network, ["blue", "red"])
+        start_from(read_model(folder), network, ["blue", "red"])
 
 
 def test_other_class_names_of_the_same_number_get_a_fresh_head(folder: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tiny_runs import draw_folder, tiny
 from vit.api import load
 from vit.data.folders import list_evaluation
 from vit.data.module import ImageFolderData
-from vit.models.file import build_network, load_model
+from vit.models.file import build_network, read_model
 from vit.tasks.classify import Classify
 from vit.tasks.run import make_trainer
 
@@ -52,7 +52,7 @@ def test_an_odd_number_of_pictures_is_evaluated_once_each_with_the_numbers_of_on
     assert found[0]["trained"]["val"] == found[0]["tested"]["indices"] == list(range(8))
     assert [index for index, _ in found[0]["tested"]["failures"]] == [8]
 
-    file = load_model(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    file = read_model(tmp_path / "run" / "checkpoints" / "last.ckpt")
     config = tiny(data={"batch_size": 2})
     task = Classify(build_network(file, "raw"), file.classes, load(tmp_path / "run").preprocessing, config)
     listing = list_evaluation(data, file.classes, split="val")

@@ -1,7 +1,15 @@
-"""argparse whose complaints look like all others: one line, no usage text."""
+"""What commands share: argparse whose complaints look like all others, and MODEL."""
 
 import argparse
-from typing import NoReturn
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from vit.errors import display_path
+
+if TYPE_CHECKING:
+    from vit.models.file import ModelFile
+
+MODEL_HELP = "run folder, .safetensors or .ckpt of ours, timm:NAME[.TAG], hf:NAME, or a folder or .npz file of theirs"
 
 
 class Parser(argparse.ArgumentParser):
@@ -9,3 +17,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"vit: {message}; see {self.prog} --help\n")
+
+
+def announce(model: "ModelFile") -> None:
+    """Name weights that others made, and their licence, on standard error: standard output is for results."""
+    if model.licence is not None:
+        print(f"weights  {display_path(model.origin)}, licence {display_path(model.licence)}", file=sys.stderr)

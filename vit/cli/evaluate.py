@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit.cli.arguments import Parser
+from vit.cli.arguments import MODEL_HELP, Parser, announce
 from vit.data.config import DataConfig, Preprocessing
 from vit.errors import ConfigError, DataError, display_path
 from vit.files import whole_file, write_text
@@ -25,7 +25,7 @@ log = logging.getLogger("vit")
 def main(argv: list[str]) -> int:
     """Parse, then evaluate. Returns the exit code."""
     parser = Parser(prog="vit evaluate", description="Honest numbers of a trained model.")
-    parser.add_argument("model", metavar="MODEL", help="run folder, .safetensors model file or .ckpt")
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("data", metavar="DATA", help="folder of classes, or with test/ or val/ of such, or a list")
     parser.add_argument("--out", help="folder for the report (default: evaluation/DATA, in the run folder or here)")
     parser.add_argument("--split", choices=("train", "val", "test"), help="default: test if there is one, else val")
@@ -54,11 +54,16 @@ def evaluate(
 ) -> int:
     """Evaluate `model` on the pictures of `data`; the report goes to `out`. Returns the exit code."""
     from vit.data.folders import list_evaluation
-    from vit.models.file import build_network, load_model
+    from vit.models.file import build_network
+    from vit.models.sources import load_model
 
     run = _run_of(Path(model))
     folder = Path(out) if out else (run or Path()) / "evaluation" / Path(data).resolve().stem
-    file = load_model(Path(model))
+    file = load_model(model)
+    if not file.classes:
+        remedy = "`vit train DATA --model.init MODEL` gives it yours"
+        raise ConfigError(f"{display_path(model)}: no classes to evaluate; {remedy}")
+    announce(file)
     network = build_network(file, weights, source=model)
     listing = list_evaluation(data, file.classes, split=split)
     try:  # now, not after an hour
@@ -94,6 +99,8 @@ def evaluate(
 
 def _run_of(model: Path) -> Path | None:
     """The run folder that a model belongs to: itself, or above a model file or checkpoint of it."""
+    if not model.exists():  # timm:NAME and the like
+        return None
     folders = [model] if model.is_dir() else [model.parent, model.parent.parent]
     return next((folder for folder in folders if (folder / "split.csv").is_file()), None)
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 from vit.errors import ConfigError, VitError, display_path
 
+COMMANDS = ("train", "evaluate", "predict", "data", "models", "export", "soup")
+
 HELP = """usage: vit COMMAND ...
 
 One transformer block, from image folders to captions.
@@ -19,7 +21,9 @@ One transformer block, from image folders to captions.
   vit predict MODEL PATH...   labels for pictures, as JSON lines or CSV
   vit data check DATA         broken files, duplicates across splits, class counts
   vit data make digits OUT    a small data set of real handwritten digits to try things with
-  vit models                  the named sizes
+  vit models [PATTERN]        the named sizes, and the pretrained weights there are
+  vit export MODEL --out DIR  give a model back to timm
+  vit soup MODEL... --out F   average the weights of several runs
 
 `vit COMMAND --help` says more. --debug shows the traceback of a failure.
 Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130 interrupted, 143 terminated.
@@ -95,7 +99,15 @@ def _command(name: str) -> Callable[[list[str]], int]:
         from vit.cli import models
 
         return models.main
-    near = difflib.get_close_matches(name, ("train", "evaluate", "predict", "data", "models"), n=1)
+    if name == "export":
+        from vit.cli import export
+
+        return export.main
+    if name == "soup":
+        from vit.cli import soup
+
+        return soup.main
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
     raise ConfigError(
         f"no command {display_path(name)}" + (f"; did you mean {near[0]}?" if near else "; see vit --help")
     )

@@ -12,7 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
-from vit.cli.arguments import Parser
+from vit.cli.arguments import MODEL_HELP, Parser, announce
 from vit.errors import ConfigError, UnreadableImage, display_path
 from vit.files import whole_file
 
@@ -30,7 +30,7 @@ _BLOCK = 1 << 16  # bytes of a list read at a time, at most
 def main(argv: list[str]) -> int:
     """Parse, then predict. Returns the exit code: 1 where a picture could not be read."""
     parser = Parser(prog="vit predict", description="Labels for pictures.")
-    parser.add_argument("model", metavar="MODEL", help="run folder, .safetensors model file or .ckpt")
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument(
         "paths", metavar="PATH", nargs="+", help="files, folders, globs; - reads a list of files from standard input"
     )
@@ -44,14 +44,18 @@ def main(argv: list[str]) -> int:
     if options.top < 1 or options.batch_size < 1:
         parser.error("--top and --batch-size must be at least 1")
 
-    from vit.api import load
+    from vit.api import classifier_of
+    from vit.models.sources import load_model
 
+    model = load_model(options.model)
+    announce(model)
     try:
-        classifier = load(options.model, weights=options.weights, device=options.device)
+        classifier = classifier_of(model, options.model, weights=options.weights, device=options.device)
     except (RuntimeError, AssertionError) as error:  # torch's, where there is no such device or no code for it
         if options.device is None:
             raise
         raise ConfigError(f"--device {options.device}: {str(error).partition('. ')[0]}") from error
+    classifier.require_classes()
     parts = _parts(options.paths)
     failed = 0
     with ExitStack() as stack:
@@ -115,8 +119,14 @@ def _answer(classifier: "Classifier", part: list[tuple[str, "Future[Tensor]"]], 
             yield {"path": path, "error": errors[place]}
         else:
             answer = answers[place]
-            likeliest = zip(answer.classes, answer.probabilities, strict=True)
-            yield {"path": path, "top": [{"class": name, "probability": round(p, 6)} for name, p in likeliest]}
+            words = answer.descriptions or ("",) * len(answer.classes)
+            likeliest = zip(answer.classes, words, answer.probabilities, strict=True)
+            yield {"path": path, "top": [_answered(*entry) for entry in likeliest]}
+
+
+def _answered(name: str, description: str, probability: float) -> dict[str, Any]:
+    described = {"description": description} if description else {}
+    return {"class": name, **described, "probability": round(probability, 6)}
 
 
 def _parts(words: list[str]) -> list[Iterable[str]]:

@@ -6,30 +6,32 @@ from collections import Counter
 from pathlib import Path
 
 from vit.errors import display_path
+from vit.models.vision import VisionTransformer
 from vit.tasks.classify import Classify
+from vit.tasks.config import Config
 from vit.tasks.run import Setup, flops_per_image
 
 log = logging.getLogger("vit")
 
 
-def before_training(setup: Setup, task: Classify, run: Path) -> None:
+def before_training(setup: Setup, network: VisionTransformer, run: Path) -> None:
     """A table of data and model."""
     listing, a, config = setup.listing, setup.architecture, setup.config
     splits = "   ".join(f"{name} {len(samples):,}" for name, samples in listing.splits.items())
     counts = Counter(sample.label for sample in listing.splits["train"])
     few, many = min(counts.values()), max(counts.values())
-    parameters = sum(p.numel() for p in task.network.parameters())
-    start = f"   from {config.model.init}" if config.model.init else ""
+    parameters = sum(p.numel() for p in network.parameters())
     name = "" if config.model.init else f"{config.model.name}, "
     rows = [
         ("data", display_path(listing.root)),
         ("pictures", splits),
         ("classes", f"{len(listing.classes)}, with {_range(few, many)} training pictures each"),
         ("left out", _left_out(setup)),
-        ("model", f"{name}{a.depth} blocks of width {a.dim}, {a.heads} heads{start}"),
+        ("model", f"{name}{a.depth} blocks of width {a.dim}, {a.heads} heads"),
+        *_start_rows(setup),
         ("input", f"{a.image_size[0]} x {a.image_size[1]} pixels, {a.grid[0]} x {a.grid[1]} patches"),
         ("size", f"{parameters / 1e6:.2f} M parameters, {flops_per_image(a) / 1e9:.3f} GFLOPs a picture"),
-        ("training", f"{config.train.epochs} epochs, batches of {config.data.batch_size}, {config.train.precision}"),
+        ("training", _training(config)),
         ("run", display_path(run)),
     ]
     for name, value in rows:
@@ -57,11 +59,43 @@ def after_training(setup: Setup, task: Classify, run: Path) -> None:
         log.info("left out   %s: %s", display_path(setup.listing.splits[split][index].path), reason)
     if len(task.unreadable) > 20:
         log.info("left out   ... %d unreadable pictures in all, see unreadable.csv", len(task.unreadable))
+    what_next(run)
+
+
+def what_next(run: Path) -> None:
+    """Where the model lies, and what can be done with it."""
     shown = display_path(run)
+    if not (run / "model.safetensors").is_file():  # of neighbours that voted
+        log.info("report     %s", shown)
+        return
     log.info("model      %s/model.safetensors", shown)
     log.info("next       vit evaluate %s %s/split.csv", shown, shown)
     log.info("           vit predict %s PICTURE...", shown)
     log.info("           tensorboard --logdir %s", shown)
+
+
+def _start_rows(setup: Setup) -> list[tuple[str, str]]:
+    """Which weights a run starts with, whose they are, and what becomes of their head."""
+    if setup.start is None:
+        return []
+    licence = f", licence {setup.start.licence}" if setup.start.licence else ""
+    there, here = len(setup.start.classes), len(setup.listing.classes)
+    had = f"the weights know {there} others" if there else "the weights have none"
+    head = f"new, for {here} classes; {had}" if setup.new_head else f"of the weights, for the same {here} classes"
+    return [("weights", display_path(f"{setup.config.model.init}{licence}")), ("head", head)]
+
+
+def _training(config: Config) -> str:
+    """How long and how fast."""
+    tune = config.tune
+    if tune.method in ("probe", "knn"):
+        return "a linear head on the features" if tune.method == "probe" else "votes of the nearest features"
+    how = f"{config.train.epochs} epochs, batches of {config.data.batch_size}, {config.train.precision}"
+    rate = f"rate {config.optim.lr:g}"
+    if config.optim.layer_decay != 1:
+        rate += f", from block to block x {config.optim.layer_decay:g}"
+    lora = f", LoRA of rank {tune.lora_rank}" if tune.method == "lora" else ""
+    return f"{how}, {rate}{lora}"
 
 
 def _left_out(setup: Setup) -> str:

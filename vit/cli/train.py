@@ -91,9 +91,19 @@ def train(data: str | None, config: Config, *, out: str | None = None, resume: b
     quiet_lightning()
     import lightning as L
 
-    from vit.cli.report import after_training, before_training
+    from vit.cli.report import after_training, before_training, what_next
     from vit.tasks.optim import check_optimizer
-    from vit.tasks.run import describe_folder, export, fit, make_task, make_trainer, prepare_folder, set_up
+    from vit.tasks.run import (
+        describe_folder,
+        export,
+        fit,
+        make_network,
+        make_task,
+        make_trainer,
+        prepare_folder,
+        set_up,
+    )
+    from vit.tasks.tune import fit_head, run_knn, run_probe
 
     check_optimizer(config.optim.name)
     setup = set_up(listing, config)
@@ -106,9 +116,17 @@ def train(data: str | None, config: Config, *, out: str | None = None, resume: b
     elif first:
         write_text(run / "config.yaml", to_yaml(setup.config))
     with _log_file(run) if first else contextlib.nullcontext():
-        task = make_task(setup)
+        network = make_network(setup)
         if first:
-            before_training(setup, task, run)
+            before_training(setup, network, run)
+        if setup.config.tune.method in ("probe", "knn"):
+            (run_probe if setup.config.tune.method == "probe" else run_knn)(network, setup, run)
+            what_next(run)
+            return 0
+        if setup.new_head and setup.config.tune.probe_first and not resume:
+            log.info("head       fitted on the pictures' features first")
+            fit_head(network, setup)
+        task = make_task(setup, network)
         try:
             with signals_as_errors():
                 fit(setup, run, trainer, task, resume=run / "checkpoints" / "last.ckpt" if resume else None)
@@ -123,6 +141,9 @@ def train(data: str | None, config: Config, *, out: str | None = None, resume: b
 
 _FREE = {f"train.{name}" for name in ("epochs", "accelerator", "devices", "nodes", "strategy", "compile", "patience")}
 _FREE |= {"train.checkpointing", "data.workers", "data.max_pixels"}
+
+
+_RATES = ("lr", "layer_decay")
 
 
 def _resumed_config(out: str | None, files: list[str], words: list[str]) -> Config:
@@ -140,7 +161,10 @@ def _resumed_config(out: str | None, files: list[str], words: list[str]) -> Conf
         model = replace(model, image_size=(model.image_size, model.image_size))
     model = replace(model, image_size=_settled(None, model.image_size, before.model.image_size))
     precision = _settled("auto", after.train.precision, before.train.precision)
-    after = replace(after, model=model, train=replace(after.train, precision=precision))
+    rates = {name: _settled(None, getattr(after.optim, name), getattr(before.optim, name)) for name in _RATES}
+    after = replace(
+        after, model=model, train=replace(after.train, precision=precision), optim=replace(after.optim, **rates)
+    )
     for key in leaf_keys():
         old, new = attrgetter(key)(before), attrgetter(key)(after)
         if old != new and key not in _FREE:

@@ -167,6 +167,8 @@ class ModelConfig:
     """SIZE/PATCH: micro, mini, lite (small pictures), Ti, S, B, L, H, So400m; auto picks by image_size or pictures"""
     image_size: int | tuple[int, int] | None = None
     """pixels, one number or [height, width]; null picks by the name and the pictures"""
+    patch_size: int | None = None
+    """pixels; with model.init, the patch embedding is resampled to it (FlexiViT)"""
     dim: int | None = None
     depth: int | None = None
     heads: int | None = None
@@ -190,8 +192,8 @@ class ModelConfig:
     drop_path: float = 0.0
     """stochastic depth: rate of the last block"""
     init: str | None = None
-    """start from the weights of this run folder or model file, which settle shape and preprocessing; other class names
-    get a new head"""
+    """start from these weights, which settle shape and preprocessing: a run folder or model file, timm:NAME, hf:NAME;
+    other class names get a new head"""
 
     def __post_init__(self) -> None:
         if self.name != "auto":
@@ -209,6 +211,7 @@ class ModelConfig:
         if name == "auto":
             name, side = pick(picture_size if image_size is None else min(image_size))
         size, patch = parse_name(name)
+        patch = self.patch_size or patch
         if image_size is None:
             image_size = (side or _default_side(patch, picture_size),) * 2
         given = {key: getattr(self, key) for key in Size._fields}

@@ -22,7 +22,8 @@ from torch import Tensor
 from vit.errors import ConfigError, ModelFileError, display_path
 from vit.files import whole_file
 from vit.models.architecture import Rope, VisionArchitecture
-from vit.models.vision import VisionTransformer, resampled
+from vit.models.vision import VisionTransformer, resampled, with_weights
+from vit.nn import merged
 
 FORMAT = 1
 EMA = "ema."
@@ -40,12 +41,14 @@ class ModelFile:
     preprocessing: dict[str, Any]
     raw: State = field(repr=False)
     ema: State | None = field(default=None, repr=False)
+    descriptions: list[str] | None = None
+    """what the classes are in words, where their names are codes"""
     licence: str | None = None
     origin: str | None = None
 
     def header(self) -> dict[str, Any]:
         """What is not a tensor, in plain types."""
-        described = ("kind", "architecture", "classes", "preprocessing", "licence", "origin")
+        described = ("kind", "architecture", "classes", "preprocessing", "descriptions", "licence", "origin")
         return {"format": FORMAT, **{name: getattr(self, name) for name in described}}
 
     def weights(self, which: Weights | None = None) -> State:
@@ -57,7 +60,14 @@ class ModelFile:
         return self.ema
 
 
-def classifier_file(network: VisionTransformer, classes: list[str], preprocessing: dict[str, Any]) -> ModelFile:
+def classifier_file(
+    network: VisionTransformer,
+    classes: list[str],
+    preprocessing: dict[str, Any],
+    *,
+    licence: str | None = None,
+    origin: str | None = None,
+) -> ModelFile:
     """A classifier's model file without averaged weights."""
     return ModelFile(
         kind="classifier",
@@ -65,6 +75,8 @@ def classifier_file(network: VisionTransformer, classes: list[str], preprocessin
         classes=classes,
         preprocessing=preprocessing,
         raw=network.state_dict(),
+        licence=licence,
+        origin=origin,
     )
 
 
@@ -79,8 +91,8 @@ def save_model(model: ModelFile, path: Path) -> None:
         save_file(tensors, temporary, metadata=metadata)
 
 
-def load_model(path: Path) -> ModelFile:
-    """Read a run folder, a `.safetensors` model file or a `.ckpt`. Raises ModelFileError saying what is wrong."""
+def read_model(path: Path) -> ModelFile:
+    """Read a run folder, a `.safetensors` model file or a `.ckpt` of ours. Raises ModelFileError in words."""
     path = _model_in(path)
     if not path.is_file():
         reason = "not a regular file" if path.exists() else "no such file or folder"
@@ -88,10 +100,15 @@ def load_model(path: Path) -> ModelFile:
     if path.stat().st_size == 0:
         raise ModelFileError(f"{display_path(path)}: empty file")
     model = _read_checkpoint(path) if path.suffix == ".ckpt" else _read_safetensors(path)
+    check_finite(model, path)
+    return model
+
+
+def check_finite(model: ModelFile, source: object) -> None:
+    """Raise ModelFileError where a weight is no number."""
     for name, tensor in (*model.raw.items(), *(model.ema or {}).items()):
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ModelFileError(f"{display_path(path)}: the weights hold NaN or infinity ({name})")
-    return model
+            raise ModelFileError(f"{display_path(source)}: the weights hold NaN or infinity ({name})")
 
 
 def build_network(model: ModelFile, weights: Weights | None = None, *, source: object = "model") -> VisionTransformer:
@@ -99,8 +116,7 @@ def build_network(model: ModelFile, weights: Weights | None = None, *, source: o
     if model.kind != "classifier":
         raise ModelFileError(f"{display_path(source)}: a model of kind {model.kind!r}, not a classifier")
     try:
-        network = VisionTransformer(architecture_from(model.architecture))
-        network.load_state_dict(model.weights(weights))
+        network = with_weights(architecture_from(model.architecture), model.weights(weights))
     except ConfigError:
         raise
     except (RuntimeError, TypeError, ValueError) as error:
@@ -135,7 +151,7 @@ def start_from(model: ModelFile, network: VisionTransformer, classes: Sequence[s
         state = resampled(state, old, new)
     own = network.state_dict()
     if model.classes != list(classes):
-        state.update({name: tensor for name, tensor in own.items() if name.startswith("head.")})
+        state.update({name: tensor for name, tensor in own.items() if name.startswith("head")})
     for name in sorted(own.keys() | state.keys()):
         there, here = (tuple(s[name].shape) if name in s else None for s in (state, own))
         if there != here:
@@ -201,7 +217,8 @@ def _read_checkpoint(path: Path) -> ModelFile:
 
 
 def _below(state: Mapping[str, Tensor], prefix: str) -> State:
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    """The part of a checkpoint whose names start so, without it; what LoRA trained is added to the weights."""
+    return merged({name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)})
 
 
 def _from_header(header: Any, raw: State, ema: State | None, path: Path) -> ModelFile:
@@ -213,7 +230,8 @@ def _from_header(header: Any, raw: State, ema: State | None, path: Path) -> Mode
         if not isinstance(header.get(name), kind):
             raise ModelFileError(f"{display_path(path)}: incomplete header: {name} is missing, or no such thing")
     described = {name: header[name] for name in kinds}
-    return ModelFile(**described, raw=raw, ema=ema, licence=header.get("licence"), origin=header.get("origin"))
+    described |= {name: header.get(name) for name in ("descriptions", "licence", "origin")}
+    return ModelFile(**described, raw=raw, ema=ema)
 
 
 def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:

@@ -15,7 +15,7 @@ goes back. timm keeps several layouts; ours is one:
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -179,7 +179,7 @@ def _refuse_foreign_parts(m: Any) -> None:
 def _rope(rope: Any, halves: bool) -> Rope:
     _require_class(rope, "rotary position", "RotaryEmbeddingCat", "RotaryEmbeddingMixed", "RotaryEmbeddingDinoV3")
     kind = type(rope).__name__
-    order = "yx" if rope.grid_indexing == "ij" else "xy"
+    order: Literal["yx", "xy"] = "yx" if rope.grid_indexing == "ij" else "xy"
     if kind == "RotaryEmbeddingMixed":
         return Rope("mixed", float(rope.temperature), order)
     if kind == "RotaryEmbeddingDinoV3":
@@ -248,20 +248,40 @@ def _halves_to_neighbours(heads: Tensor) -> Tensor:
     return heads.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
 
 
-def _module_like(a: VisionArchitecture) -> nn.Module:
-    """A timm module of this architecture: by the name that it had in timm, else put together from options."""
+def recipe(a: VisionArchitecture) -> tuple[str, dict[str, Any]]:
+    """A name and options in plain types from which `timm.create_model` makes this architecture.
+
+    The name that it had in timm where there is one. Raises ConfigError where timm has no such name.
+    """
     import timm
 
-    wanted = _shape(a)
-    module: nn.Module
-    if a.timm is not None and timm.is_model(a.timm):
-        sizes = {"img_size": a.image_size, "patch_size": a.patch_size, "in_chans": a.channels, "num_classes": a.classes}
-        widths = {"embed_dim": a.dim, "depth": a.depth, "num_heads": a.heads}
-        module = timm.create_model(a.timm, **sizes, **widths, drop_path_rate=a.drop_path)
-        if _shape(architecture_of(module)) == wanted:
-            return module
-    module = _built(a)
-    found = _shape(architecture_of(module))
+    sizes = {"img_size": a.image_size, "patch_size": a.patch_size, "in_chans": a.channels, "num_classes": a.classes}
+    widths = {"embed_dim": a.dim, "depth": a.depth, "num_heads": a.heads}
+    named = [(a.timm, {**sizes, **widths})] if a.timm is not None and timm.is_model(a.timm) else []
+    plain = {"norm_layer": None, "embed_norm_layer": None, "act_layer": a.activation, "mlp_layer": None}
+    options = {name: value for name, value in {**_options(a), **plain}.items() if value is not None}
+    for name, arguments in (*named, ("vit_base_patch16_224", options)):
+        try:
+            with torch.device("meta"):
+                module = timm.create_model(name, **arguments)
+        except TypeError:  # an Eva does not take every option
+            continue
+        if _shape(architecture_of(module)) == _shape(a):
+            return name, arguments
+    raise ConfigError("timm has no name from which it could make this model")
+
+
+def _module_like(a: VisionArchitecture) -> nn.Module:
+    """A timm module of this architecture. Raises ConfigError naming the first option that timm does not have."""
+    import timm
+
+    try:
+        name, options = recipe(a)
+        module: nn.Module = timm.create_model(name, **options, drop_path_rate=a.drop_path)
+        return module
+    except ConfigError:
+        module = _built(a)
+    wanted, found = _shape(a), _shape(architecture_of(module))
     for name, value in wanted.items():
         if found[name] != value:
             raise ConfigError(f"timm has no model like this: {name} {value}")
@@ -282,12 +302,27 @@ def _shape(a: VisionArchitecture) -> dict[str, Any]:
 
 
 def _built(a: VisionArchitecture) -> nn.Module:
-    from timm.layers import GELUTanh, LayerNorm, Mlp, QuickGELU, RmsNorm, SwiGLUPacked
-    from timm.models import eva, vision_transformer
+    """timm's class with the options that are nearest to `a`."""
     from timm.models.deit import VisionTransformerDistilled
+    from timm.models.eva import Eva
+    from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 
-    norm = partial(LayerNorm if a.norm == "layer" else RmsNorm, eps=a.norm_eps)
-    options: dict[str, Any] = {
+    rates = {
+        "pos_drop_rate": a.dropout,
+        "proj_drop_rate": a.dropout,
+        "attn_drop_rate": a.attention_dropout,
+        "drop_path_rate": a.drop_path,
+    }
+    if a.rope is not None or not a.key_bias:
+        return Eva(**_shared_options(a), **_eva_options(a), **rates)
+    return (VisionTransformerDistilled if a.distilled else TimmVisionTransformer)(**_options(a), **rates)
+
+
+def _shared_options(a: VisionArchitecture) -> dict[str, Any]:
+    """Options of VisionTransformer and of Eva."""
+    from timm.layers import LayerNorm, RmsNorm
+
+    return {
         "img_size": a.image_size,
         "patch_size": a.patch_size,
         "in_chans": a.channels,
@@ -302,15 +337,16 @@ def _built(a: VisionArchitecture) -> nn.Module:
         "init_values": a.layer_scale,
         "class_token": a.class_token,
         "no_embed_class": not a.prefix_positions,
-        "norm_layer": norm,
-        "pos_drop_rate": a.dropout,
-        "proj_drop_rate": a.dropout,
-        "attn_drop_rate": a.attention_dropout,
-        "drop_path_rate": a.drop_path,
+        "norm_layer": partial(LayerNorm if a.norm == "layer" else RmsNorm, eps=a.norm_eps),
     }
-    if a.rope is not None or not a.key_bias:
-        return eva.Eva(**options, **_eva_options(a))
-    options |= {
+
+
+def _options(a: VisionArchitecture) -> dict[str, Any]:
+    """Options of timm's VisionTransformer."""
+    from timm.layers import GELUTanh, Mlp, QuickGELU, SwiGLUPacked
+
+    shared = _shared_options(a)
+    options: dict[str, Any] = {
         "pos_embed": "none" if a.positions == "none" else "learn",
         "reg_tokens": a.registers,
         "pre_norm": a.pre_norm,
@@ -320,13 +356,13 @@ def _built(a: VisionArchitecture) -> nn.Module:
         "proj_bias": a.bias,
         "scale_attn_norm": a.attention_norm,
         "scale_mlp_norm": a.mlp_norm,
-        "embed_norm_layer": norm if a.patch_norm else None,
+        "embed_norm_layer": shared["norm_layer"] if a.patch_norm else None,
         "act_layer": {"gelu": nn.GELU, "gelu_tanh": GELUTanh, "quick_gelu": QuickGELU}[a.activation],
         "mlp_layer": Mlp,
     }
     if a.mlp == "swiglu":
         options |= {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU, "mlp_ratio": (2 * a.hidden + 0.5) / a.dim}
-    return (VisionTransformerDistilled if a.distilled else vision_transformer.VisionTransformer)(**options)
+    return {**shared, **options}
 
 
 def _eva_options(a: VisionArchitecture) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from vit.nn.attention import Attention
 from vit.nn.block import Block, LayerScale, drop_path
 from vit.nn.embeddings import PatchEmbed, TokenEmbed, resample_patches
 from vit.nn.functional import attention, attention_weights, causal_mask, padding_mask
+from vit.nn.lora import add_lora, merged
 from vit.nn.mlp import MLP, SwiGLU, gelu_tanh, quick_gelu
 from vit.nn.pooling import LatentPool
 from vit.nn.positions import resample_positions, sincos_1d, sincos_2d
@@ -26,6 +27,7 @@ __all__ = [
     "TokenEmbed",
     "Trace",
     "Transformer",
+    "add_lora",
     "angles_1d",
     "angles_2d",
     "attention",
@@ -35,6 +37,7 @@ __all__ = [
     "drop_path",
     "gelu_tanh",
     "grid_coordinates",
+    "merged",
     "new_cache",
     "padding_mask",
     "quick_gelu",

@@ -91,7 +91,7 @@ class Attention(nn.Module):
         return (k, v) if cache is None else cache.append(k, v)
 
     def _project(self, x: Tensor, rows: slice) -> Tensor:
-        bias = self.qkv.bias
+        bias: Tensor | None = self.qkv.bias
         if self.q_bias is not None and self.v_bias is not None:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         return F.linear(x, self.qkv.weight[rows], None if bias is None else bias[rows])

@@ -51,6 +51,8 @@ class Classify(Task):
         if config.loss.class_weights == "balanced" and counts is not None:
             weights = torch.tensor([sum(counts) / (len(counts) * max(1, count)) for count in counts])
         self.register_buffer("class_weights", weights, persistent=False)
+        self.licence: str | None = None
+        self.origin = "trained by vit"
         self.rows = Rows()
         self.unreadable: dict[tuple[str, int], str] = {}
         """reason by split and place in its list"""
@@ -125,7 +127,8 @@ class Classify(Task):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Beside the state, what `vit.load` needs: a checkpoint is a model too."""
-        model = classifier_file(self._network, self.classes, asdict(self.preprocessing))
+        preprocessing = asdict(self.preprocessing)
+        model = classifier_file(self._network, self.classes, preprocessing, licence=self.licence, origin=self.origin)
         checkpoint["vit"] = model.header()
 
     @property

@@ -14,24 +14,31 @@ class OptimConfig:
 
     name: str = "adamw"
     """adamw (torch's, fused) or the name of any optimizer that timm has, such as lamb, lion, sgd"""
-    lr: float = 1e-3
-    """highest learning rate"""
+    lr: float | None = None
+    """highest learning rate; null takes 0.001 from scratch and for LoRA, 0.0003 for fine-tuning"""
     weight_decay: float = 0.05
     """decoupled decay; never on biases, norms, positions and tokens"""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    layer_decay: float = 1.0
-    """factor on the learning rate from each block to the one before it (1: the same everywhere)"""
+    layer_decay: float | None = None
+    """factor on the learning rate from each block to the one before it; null takes 1 (the same everywhere) from scratch
+    and for LoRA, 0.75 for fine-tuning"""
     clip: float = 1.0
     """largest norm of the gradient; 0 does not clip"""
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, "optim.lr", self.lr, "must be positive")
+        require(self.lr is None or self.lr > 0, "optim.lr", self.lr, "must be positive")
         require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "must not be negative")
         require(all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas, "must be in [0, 1)")
         require(self.eps > 0, "optim.eps", self.eps, "must be positive")
-        require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "must be in (0, 1]")
+        decay = self.layer_decay
+        require(decay is None or 0 < decay <= 1, "optim.layer_decay", decay, "must be in (0, 1]")
         require(self.clip >= 0, "optim.clip", self.clip, "must not be negative")
+
+    def rates(self, *, tuning: bool = False) -> tuple[float, float]:
+        """Learning rate and layer decay; where they were left open, those for training from scratch or fine-tuning."""
+        lr, layer_decay = (3e-4, 0.75) if tuning else (1e-3, 1.0)
+        return lr if self.lr is None else self.lr, layer_decay if self.layer_decay is None else self.layer_decay
 
 
 @dataclass
@@ -113,6 +120,39 @@ class TrainConfig:
 
 
 @dataclass
+class TuneConfig:
+    """How the weights of model.init are made to fit new pictures."""
+
+    method: Literal["full", "lora", "probe", "knn"] = "full"
+    """full: train the weights; lora: train low-rank matrices beside them (Hu 2021); probe: fit a linear head on
+    features that are computed once; knn: vote by the nearest training pictures' features"""
+    probe_first: bool = True
+    """start training from a head that was fitted on the features, where the head is new (Kumar 2022)"""
+    freeze: int = 0
+    """first blocks that stand still, with the embeddings before them; -1 for all of them"""
+    unfreeze_after: int = 0
+    """epochs after which everything is trained; 0: what stands still does so to the end"""
+    lora_rank: int = 8
+    lora_alpha: float = 16.0
+    """what LoRA adds is scaled by alpha / rank"""
+    probe_rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    """learning rates of heads that are fitted side by side; the best one in validation is kept"""
+    probe_epochs: int = 100
+    neighbours: tuple[int, ...] = (1, 5, 10, 20, 50)
+    """numbers of neighbours that knn tries"""
+
+    def __post_init__(self) -> None:
+        require(self.freeze >= -1, "tune.freeze", self.freeze, "must be -1 (all), 0 or more")
+        require(self.unfreeze_after >= 0, "tune.unfreeze_after", self.unfreeze_after, "must not be negative")
+        require(self.lora_rank >= 1, "tune.lora_rank", self.lora_rank, "must be at least 1")
+        require(self.lora_alpha > 0, "tune.lora_alpha", self.lora_alpha, "must be positive")
+        rates, neighbours = self.probe_rates, self.neighbours
+        require(len(rates) > 0 and min(rates) > 0, "tune.probe_rates", rates, "must be positive numbers")
+        require(self.probe_epochs >= 1, "tune.probe_epochs", self.probe_epochs, "must be at least 1")
+        require(len(neighbours) > 0 and min(neighbours) > 0, "tune.neighbours", neighbours, "must be positive")
+
+
+@dataclass
 class Config:
     """Everything that a training run is made of."""
 
@@ -124,3 +164,13 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
+
+    def __post_init__(self) -> None:
+        asked = self.tune.method
+        require(
+            self.model.init is not None or asked == "full", "tune.method", asked, "needs model.init, what it adapts"
+        )
+        require(
+            self.model.init is not None or not self.tune.freeze, "tune.freeze", self.tune.freeze, "needs model.init"
+        )

@@ -11,14 +11,24 @@ from torch import nn
 from vit.errors import ConfigError
 from vit.tasks.config import OptimConfig, ScheduleConfig
 
-NOT_DECAYED = ("pos_embed", "cls_token", "reg_token", "latent")
+NOT_DECAYED = ("pos_embed", "cls_token", "dist_token", "reg_token", "latent", "rope.freqs")
+_EMBEDDINGS = (
+    "patch_embed.",
+    "token_embed.",
+    "pos_embed",
+    "cls_token",
+    "dist_token",
+    "reg_token",
+    "norm_pre.",
+    "rope.",
+)
 
 
 def layer_of(name: str, depth: int) -> int:
     """The layer a parameter belongs to: 0 for embeddings, i + 1 for block i, depth + 1 for all behind the blocks."""
     if (block := re.match(r"blocks\.(\d+)\.", name)) is not None:
         return int(block.group(1)) + 1
-    if name.startswith(("patch_embed.", "token_embed.", "pos_embed", "cls_token", "reg_token")):
+    if name.startswith(_EMBEDDINGS):
         return 0
     return depth + 1
 
@@ -34,12 +44,13 @@ def parameter_groups(network: nn.Module, depth: int, config: OptimConfig) -> lis
     Layer l of L = depth + 1 learns at lr * layer_decay ** (L - l) (Clark et al. 2020, Bao et al. 2021). The rate is
     the group's `lr` itself, so that it holds with every optimizer and schedule.
     """
+    lr, layer_decay = config.rates()
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
         # without layer decay all layers share one rate, and few large groups are faster than many small ones
-        layer = layer_of(name, depth) if config.layer_decay < 1 else depth + 1
+        layer = layer_of(name, depth) if layer_decay < 1 else depth + 1
         decayed = decays(name, parameter)
         group = groups.setdefault(
             (layer, decayed),
@@ -47,7 +58,7 @@ def parameter_groups(network: nn.Module, depth: int, config: OptimConfig) -> lis
                 "params": [],
                 "names": [],
                 "name": f"{'decayed' if decayed else 'not decayed'}, layer {layer}",  # what TensorBoard calls its rate
-                "lr": config.lr * config.layer_decay ** (depth + 1 - layer),
+                "lr": lr * layer_decay ** (depth + 1 - layer),
                 "weight_decay": config.weight_decay if decayed else 0.0,
             },
         )
@@ -60,14 +71,14 @@ def make_optimizer(groups: Iterable[dict[str, Any]], config: OptimConfig, *, fus
     """The optimizer that the configuration names. Raises ConfigError for a name that neither torch nor timm has."""
     groups = [{key: value for key, value in group.items() if key != "names"} for group in groups]
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+        return torch.optim.AdamW(groups, lr=config.rates()[0], betas=config.betas, eps=config.eps, fused=fused)
     check_optimizer(config.name)
     from timm.optim import create_optimizer_v2  # five seconds to import
 
     try:
         extra = {"betas": config.betas, "eps": config.eps} if _takes_two_betas(config.name) else {}
         optimizer = create_optimizer_v2(
-            groups, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, **extra
+            groups, opt=config.name, lr=config.rates()[0], weight_decay=config.weight_decay, **extra
         )
     except (AssertionError, ImportError, RuntimeError) as error:  # some need packages or a GPU
         raise ConfigError(f"optim.name: {config.name} cannot be used here: {error}") from error

@@ -30,19 +30,21 @@ from vit.data.module import ImageFolderData
 from vit.errors import ConfigError, UnreadableImage, display_path
 from vit.files import write_text
 from vit.models.architecture import ModelConfig, VisionArchitecture, pick
-from vit.models.file import ModelFile, architecture_from, load_model, save_model, start_from
+from vit.models.file import ModelFile, architecture_from, read_model, save_model, start_from
+from vit.models.sources import load_model
 from vit.models.vision import VisionTransformer
 from vit.tasks.callbacks import Finite, MetricsFile, Pictures, Progress, Speed, StopOnSignal
 from vit.tasks.checkpoints import WholeCheckpoints
 from vit.tasks.classify import Classify
 from vit.tasks.config import Config, TrainConfig
 from vit.tasks.rows import from_all_processes
+from vit.tasks.tune import Unfreeze, prepare
 
 log = logging.getLogger("vit")
 
 _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-_SHAPE = {"patch_size", "dim", "depth", "heads", "hidden", "class_token", "registers", "positions", "pool", "mlp"}
-_SHAPE |= {"activation", "qk_norm", "layer_scale"}
+_SHAPE = {"dim", "depth", "heads", "hidden", "class_token", "registers", "positions", "rope", "pool", "mlp"}
+_SHAPE |= {"activation", "norm", "qk_norm", "layer_scale"}
 
 
 @dataclass
@@ -55,6 +57,11 @@ class Setup:
     preprocessing: Preprocessing
     start: ModelFile | None
 
+    @property
+    def new_head(self) -> bool:
+        """Whether the first weights know other classes than the pictures have."""
+        return self.start is not None and self.start.classes != list(self.listing.classes)
+
 
 def set_up(listing: Listing, config: Config) -> Setup:
     """Settle what the configuration left open, from the machine, the pictures, or the weights to start with.
@@ -64,14 +71,18 @@ def set_up(listing: Listing, config: Config) -> Setup:
     config = replace(config, train=replace(config.train, precision=settled_precision(config.train)))
     classes = len(listing.classes)
     if config.model.init is None:
+        lr, layer_decay = config.optim.rates()
+        config = replace(config, optim=replace(config.optim, lr=lr, layer_decay=layer_decay))
         typical = typical_side(listing)
         name = pick(typical)[0] if config.model.name == "auto" else config.model.name
         architecture = config.model.resolve(classes=classes, picture_size=typical)
         preprocessing = _preprocessing(config, architecture)
         model = replace(config.model, name=name, image_size=architecture.image_size)
         return Setup(replace(config, model=model), listing, architecture, preprocessing, None)
-    start = load_model(Path(config.model.init))
+    start = load_model(config.model.init)
     architecture = _architecture_like(start, config.model, classes)
+    lr, layer_decay = config.optim.rates(tuning=config.tune.method == "full")
+    config = replace(config, optim=replace(config.optim, lr=lr, layer_decay=layer_decay))
     # what the first weights know is pictures prepared in their way
     preprocessing = replace(Preprocessing.from_json(start.preprocessing), size=architecture.image_size)
     kept = {name: value for name, value in vars(preprocessing).items() if name != "size"}
@@ -91,17 +102,26 @@ def typical_side(listing: Listing, sample: int = 32) -> int:
     return int(statistics.median(sides)) if sides else 224
 
 
-def make_task(setup: Setup) -> Classify:
-    """The network, fresh or from the weights to start with, inside its task."""
+def make_network(setup: Setup) -> VisionTransformer:
+    """The network, fresh or from the weights to start with."""
     network = VisionTransformer(setup.architecture)
     if setup.start is not None:
         start_from(setup.start, network, setup.listing.classes)
+    return network
+
+
+def make_task(setup: Setup, network: VisionTransformer | None = None) -> Classify:
+    """A network, or that of `make_network`, inside its task."""
+    network = make_network(setup) if network is None else network
+    prepare(network, setup.config.tune)
     network.checkpointing = setup.config.train.checkpointing
     counts = Counter(sample.label for sample in setup.listing.splits["train"])
     classes = setup.listing.classes
     task = Classify(
         network, classes, setup.preprocessing, setup.config, counts=[counts[label] for label in range(len(classes))]
     )
+    if setup.start is not None:
+        task.licence, task.origin = setup.start.licence, f"fine-tuned from {setup.config.model.init}"
     if setup.config.train.compile:
         network.compile()
     return task
@@ -176,8 +196,7 @@ def _write_unreadable(path: Path, listing: Listing, reasons: dict[tuple[str, int
 def export(run: Path) -> ModelFile:
     """Write RUN/model.safetensors from the best checkpoint, or from the last where nothing was validated."""
     best, last = (run / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
-    model = load_model(best if best.exists() else last)
-    model.origin = "trained by vit"
+    model = read_model(best if best.exists() else last)
     save_model(model, run / "model.safetensors")
     return model
 
@@ -250,6 +269,8 @@ def _callbacks(config: Config, run: Path) -> list[L.Callback]:
         ModelCheckpoint(run / "checkpoints", "best", monitor=monitor, mode=mode, enable_version_counter=False),
         ModelCheckpoint(run / "checkpoints", "last", save_on_train_epoch_end=True, enable_version_counter=False),
     ]
+    if config.tune.freeze and config.tune.unfreeze_after:
+        callbacks.append(Unfreeze(config.tune.freeze, config.tune.unfreeze_after))
     if config.train.patience:
         validations = -(-config.train.patience // config.train.validate_every)
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=validations))
@@ -272,9 +293,10 @@ def _architecture_like(start: ModelFile, model: ModelConfig, classes: int) -> Vi
     asked, ordinary = asdict(model), asdict(ModelConfig())
     if model.name != "auto":
         named = model.resolve(classes=classes, picture_size=224)
-        asked |= {key: getattr(named, key) for key in ("patch_size", "dim", "depth", "heads", "hidden")}
+        asked |= {key: getattr(named, key) for key in ("dim", "depth", "heads", "hidden")}
+        _require_patch(named.patch_size, old.patch_size, model)
     for key, value in asked.items():
-        there = getattr(old, key, value)
+        there = ("none" if old.rope is None else old.rope.kind) if key == "rope" else getattr(old, key, value)
         if key in _SHAPE and value != ordinary.get(key) and value != there:
             raise ConfigError(f"model.{key}: {value}, but the weights of model.init have {there}; leave it out")
     size = model.image_size if model.image_size is not None else old.image_size
@@ -283,10 +305,18 @@ def _architecture_like(start: ModelFile, model: ModelConfig, classes: int) -> Vi
         old,
         classes=classes,
         image_size=(height, width),
+        patch_size=old.patch_size if model.patch_size is None else (model.patch_size, model.patch_size),
         dropout=model.dropout,
         attention_dropout=model.attention_dropout,
         drop_path=model.drop_path,
     )
+
+
+def _require_patch(named: tuple[int, int], there: tuple[int, int], model: ModelConfig) -> None:
+    """A patch in a name is no wish to resample; `model.patch_size` is."""
+    if named != there and model.patch_size is None:
+        patch = f"patches of {there[0]} x {there[1]}"
+        raise ConfigError(f"model.name: {model.name}, but the weights of model.init have {patch}; leave it out")
 
 
 def _git_state() -> dict[str, Any] | None:

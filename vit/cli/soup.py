@@ -1,0 +1,85 @@
+"""`vit soup MODEL MODEL... --data DATA --out FILE`."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vit.cli.arguments import Parser
+from vit.data.config import DataConfig, Preprocessing
+from vit.errors import ConfigError, display_path
+from vit.tasks.config import Config, TrainConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
+
+    from vit.models.file import ModelFile
+
+log = logging.getLogger("vit")
+
+
+def main(argv: list[str]) -> int:
+    """Parse, then average. Returns the exit code."""
+    parser = Parser(
+        prog="vit soup",
+        description="Average the weights of runs that started from the same ones (Wortsman 2022, model soups).",
+    )
+    parser.add_argument("models", metavar="MODEL", nargs="+", help="run folders, .safetensors or .ckpt files")
+    parser.add_argument("--data", help="pictures to choose by: best first, each is kept if accuracy does not fall")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="val", help="of DATA (default: val)")
+    parser.add_argument("--out", required=True, help="model file to write: FILE.safetensors")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=-1, help="processes that decode pictures (-1: by cores)")
+    parser.add_argument("--accelerator", choices=("auto", "cpu", "gpu", "mps"), default="auto")
+    options = parser.parse_args(argv)
+    if len(options.models) < 2:
+        parser.error("there must be at least two models")
+    config = Config(
+        data=DataConfig(batch_size=options.batch_size, workers=options.workers),
+        train=TrainConfig(accelerator=options.accelerator),
+    )
+    return soup(options.models, options.data, options.split, Path(options.out), config)
+
+
+def soup(models: list[str], data: str | None, split: str, out: Path, config: Config) -> int:
+    """Average all `models`, or greedily those that help on `data`; writes `out`. Returns the exit code."""
+    from vit.models.file import save_model
+    from vit.models.soup import greedy_soup, uniform_soup
+    from vit.models.sources import load_model
+
+    files = [load_model(model) for model in models]
+    for name, file in zip(models, files, strict=True):
+        if (file.classes, file.preprocessing) != (files[0].classes, files[0].preprocessing):
+            raise ConfigError(f"{display_path(name)}: other classes or preprocessing than {display_path(models[0])}")
+    states = [file.weights() for file in files]
+    if data is None:
+        state, kept = uniform_soup(states), list(range(len(models)))
+    else:
+        state, kept = greedy_soup(states, _scorer(files[0], data, split, config))
+    for index in kept:
+        log.info("averaged   %s", display_path(models[index]))
+    origin = f"soup of {len(kept)}: {files[0].origin}"
+    save_model(replace(files[0], raw=state, ema=None, origin=origin), out)
+    log.info("model      %s", display_path(out))
+    return 0
+
+
+def _scorer(file: "ModelFile", data: str, split: str, config: Config) -> "Callable[[Mapping[str, Tensor]], float]":
+    """A function from weights to their accuracy on the pictures of a split, which it also tells."""
+    from vit.data.folders import list_evaluation
+    from vit.models.file import build_network
+    from vit.tasks.tune import device_for, outputs_of
+
+    (samples,) = list_evaluation(data, file.classes, split=split).splits.values()
+    preprocessing = Preprocessing.from_json(file.preprocessing)
+
+    def score(state: "Mapping[str, Tensor]") -> float:
+        network = build_network(replace(file, raw=dict(state), ema=None)).to(device_for(config.train.accelerator))
+        logits, labels = outputs_of(network, samples, preprocessing, config)
+        accuracy = float((logits.argmax(dim=1) == labels).float().mean())
+        log.info("accuracy   %.2f %%", 100 * accuracy)
+        return accuracy
+
+    return score
