@@ -90,7 +90,7 @@ def test_other_class_names_of_the_same_number_get_a_fresh_head(folder: Path, tmp
     assert not task.network.state_dict()["head.weight"].any()
 
 
-@pytest.mark.parametrize(("key", "value"), [("depth", 3), ("pool", "mean"), ("registers", 1)])
+@pytest.mark.parametrize(("key", "value"), [("depth", 3), ("pool", "attention"), ("registers", 1)])
 def test_a_shape_that_the_first_weights_do_not_have_is_refused(
     folder: Path, colours: Path, key: str, value: object
 ) -> None:

@@ -43,7 +43,7 @@ from vit.tasks.tune import Unfreeze, prepare
 log = logging.getLogger("vit")
 
 _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-_SHAPE = {"dim", "depth", "heads", "hidden", "class_token", "registers", "positions", "rope", "pool", "mlp"}
+_SHAPE = {"dim", "depth", "heads", "hidden", "class_token", "registers", "positions", "rope", "mlp"}
 _SHAPE |= {"activation", "norm", "qk_norm", "layer_scale"}
 
 
@@ -299,11 +299,15 @@ def _architecture_like(start: ModelFile, model: ModelConfig, classes: int) -> Vi
         there = ("none" if old.rope is None else old.rope.kind) if key == "rope" else getattr(old, key, value)
         if key in _SHAPE and value != ordinary.get(key) and value != there:
             raise ConfigError(f"model.{key}: {value}, but the weights of model.init have {there}; leave it out")
+    pool = old.pool if model.pool == "class" else model.pool
+    if pool == "attention" != old.pool:
+        raise ConfigError(f"model.pool: attention, but the weights of model.init have {old.pool}; leave it out")
     size = model.image_size if model.image_size is not None else old.image_size
     height, width = (size, size) if isinstance(size, int) else size
     return replace(
         old,
         classes=classes,
+        pool=pool,
         image_size=(height, width),
         patch_size=old.patch_size if model.patch_size is None else (model.patch_size, model.patch_size),
         dropout=model.dropout,
