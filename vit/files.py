@@ -2,12 +2,14 @@
 
 import contextlib
 import errno
+import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from vit.errors import VitError, display_path
+from vit.errors import ModelFileError, VitError, display_path
 
 
 @contextlib.contextmanager
@@ -43,6 +45,19 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all. Bytes that were no UTF-8 in a file name are written back as they were."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object that describes somebody's model. Raises ModelFileError saying what is wrong with it."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelFileError(f"{display_path(path)}: {_reason(error)}") from error
+    except ValueError as error:
+        raise ModelFileError(f"{display_path(path)}: not valid JSON: {display_path(error)}") from error
+    if not isinstance(found, dict):
+        raise ModelFileError(f"{display_path(path)}: not a JSON object")
+    return found
 
 
 def _reason(error: OSError) -> str:

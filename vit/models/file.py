@@ -182,7 +182,9 @@ def _read_safetensors(path: Path) -> ModelFile:
             f"{display_path(path)}: cut, damaged, or no model file at all ({_first(error)})"
         ) from error
     if "vit" not in metadata:
-        raise ModelFileError(f"{display_path(path)}: a safetensors file that vit did not write")
+        raise ModelFileError(
+            f"{display_path(path)}: a safetensors file that vit did not write; of timm, it is timm:NAME@FILE"
+        )
     if metadata.get("sha256") != _checksum(metadata["vit"], tensors):
         raise ModelFileError(f"{display_path(path)}: damaged, its contents do not match its checksum")
     raw = {name: tensor for name, tensor in tensors.items() if not name.startswith(EMA)}

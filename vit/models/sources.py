@@ -15,9 +15,11 @@ Nothing here runs code from a file: pickles are refused, wherever they come from
 import contextlib
 import difflib
 import hashlib
-import json
 import logging
 import re
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -30,6 +32,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vit.errors import ConfigError, ModelFileError, display_path
+from vit.files import read_json
 from vit.models.file import ModelFile, check_finite, read_model
 from vit.models.huggingface import read_huggingface_folder
 from vit.models.jax import read_jax
@@ -80,7 +83,7 @@ def _folder(folder: Path, source: str) -> ModelFile:
 
 
 def _timm(text: str) -> ModelFile:
-    if Path(text).is_dir():
+    if text and Path(text).is_dir():
         return _folder(Path(text), f"timm:{text}")
     name, _, file = text.partition("@")
     cfg = _timm_cfg(name, with_weights=not file)
@@ -133,6 +136,8 @@ def _timm_model(
     architecture = architecture_of(module)
     try:
         state = _filter_of(module)(state, module)
+        if "head.weight" not in state:
+            architecture = replace(architecture, classes=0)
         ours = to_our_names({key: tensor.float() for key, tensor in state.items()}, architecture)
         with_weights(architecture, ours)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -224,9 +229,14 @@ def _download(repository: str, names: Sequence[str]) -> Path:
     The hub's client writes to a temporary file and renames. It names large files by their SHA-256, so a damaged one is
     noticed here. Raises ModelFileError in one line without a network, or where there is no such file.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    cached = (try_to_load_from_cache(repository, name) for name in names)
+    if (there := next((path for path in cached if isinstance(path, str)), None)) is not None:
+        _check_hash(Path(there))
+        return Path(there)
+    _require_network(repository)
     for name in names:
         try:
             path = Path(hf_hub_download(repository, name))
@@ -243,6 +253,18 @@ def _download(repository: str, names: Sequence[str]) -> Path:
     raise ModelFileError(f"{repository}: none of {', '.join(names)} in it; pickled weights are not read")
 
 
+def _require_network(repository: str) -> None:
+    """Raise ModelFileError at once where the hub has no address here; its client would try for half a minute."""
+    from huggingface_hub import constants
+
+    if urllib.request.getproxies() or constants.HF_HUB_OFFLINE:
+        return
+    try:
+        socket.getaddrinfo(urllib.parse.urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError as error:
+        raise ModelFileError(f"{repository}: not in the cache, and it cannot be downloaded: no network") from error
+
+
 def _check_hash(path: Path) -> None:
     """Compare a file of the hub's cache with the SHA-256 that is its name. Raises ModelFileError."""
     blob = path.resolve()
@@ -252,17 +274,6 @@ def _check_hash(path: Path) -> None:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != blob.name:
         raise ModelFileError(f"{display_path(blob)}: damaged in the cache; delete it, and it is downloaded again")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises ModelFileError."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelFileError(f"{display_path(path)}: cannot be read: {_misfit(error)}") from error
-    if not isinstance(config, dict):
-        raise ModelFileError(f"{display_path(path)}: no JSON object")
-    return config
 
 
 def near(name: str, known: Sequence[str]) -> str:
