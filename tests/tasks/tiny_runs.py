@@ -15,7 +15,7 @@ from vit.data.folders import list_training
 from vit.models.architecture import ModelConfig
 from vit.tasks.callbacks import Pictures
 from vit.tasks.classify import Classify
-from vit.tasks.config import Config, LossConfig, OptimConfig, ScheduleConfig, TrainConfig
+from vit.tasks.config import Config, LossConfig, OptimConfig, ScheduleConfig, TrainConfig, TuneConfig
 from vit.tasks.run import Setup, describe_folder, fit, make_task, make_trainer, prepare_folder, set_up
 
 NAMES = {"red": (200, 40, 40), "blue": (40, 40, 200)}
@@ -43,6 +43,7 @@ def tiny(**parts: dict[str, Any]) -> Config:
         "schedule": {"warmup": 0.5},
         "loss": {},
         "train": {"epochs": 3, "accelerator": "cpu", "devices": 1},
+        "tune": {},
     }
     types = {
         "data": DataConfig,
@@ -52,6 +53,7 @@ def tiny(**parts: dict[str, Any]) -> Config:
         "schedule": ScheduleConfig,
         "loss": LossConfig,
         "train": TrainConfig,
+        "tune": TuneConfig,
     }
     return Config(**{name: types[name](**(values | parts.get(name, {}))) for name, values in defaults.items()})
 

@@ -48,7 +48,6 @@ def main(argv: list[str]) -> int:
     from vit.models.sources import load_model
 
     model = load_model(options.model)
-    announce(model)
     try:
         classifier = classifier_of(model, options.model, weights=options.weights, device=options.device)
     except (RuntimeError, AssertionError) as error:  # torch's, where there is no such device or no code for it
@@ -56,6 +55,7 @@ def main(argv: list[str]) -> int:
             raise
         raise ConfigError(f"--device {options.device}: {str(error).partition('. ')[0]}") from error
     classifier.require_classes()
+    announce(model)
     parts = _parts(options.paths)
     failed = 0
     with ExitStack() as stack:

@@ -1,17 +1,28 @@
 """The bridge from Hugging Face's transformers: its plain Vision Transformers as ours.
 
-ViT, DeiT, DINOv2 (also with registers), and the image side of CLIP and SigLIP. Two generations of names for the same
-tensors are read: those in files on the hub (`encoder.layer.0.attention.attention.query`) and those of today's modules
-(`layers.0.attention.q_proj`). transformers itself is not needed to read a folder.
+| `model_type` | module |
+| --- | --- |
+| `vit`, `deit`, `dinov2`, `dinov2_with_registers` | the model alone, or with a head for image classification |
+| `clip_vision_model`, `siglip_vision_model` | the image side alone; of CLIP also with its projection |
+| `clip`, `siglip` | pictures and words, of which the image side is read; or a classifier of pictures |
+
+Two generations of names for the same tensors are read: those in files on the hub
+(`encoder.layer.0.attention.attention.query`) and those of today's modules (`layers.0.attention.q_proj`). transformers
+itself is not needed to read a folder.
+
+These parts have no counterpart and are left out; the rest is read: the pooler behind the class token, the decoder of
+masked image modeling, DINOv2's classifier of class token and mean together, and CLIP's of a mean without a norm.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -25,8 +36,27 @@ from vit.models.vision import VisionTransformer, with_weights
 
 State = dict[str, Tensor]
 
-KINDS = ("vit", "deit", "dinov2", "dinov2_with_registers", "clip_vision_model", "siglip_vision_model", "clip", "siglip")
-"""values of `model_type` that are read"""
+_SHAPE: dict[str, Any] = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "image_size": 224,
+    "patch_size": 16,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+}
+DEFAULTS = {  # by `model_type`; the config of a CLIP or SigLIP says of its image side only what differs
+    "vit": _SHAPE,
+    "deit": _SHAPE,
+    "dinov2": _SHAPE | {"patch_size": 14, "layer_norm_eps": 1e-6},
+    "dinov2_with_registers": _SHAPE | {"layer_norm_eps": 1e-6},
+    "clip_vision_model": _SHAPE | {"patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+    "siglip_vision_model": _SHAPE | {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+}
+_IMAGE_SIDES = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+KINDS = (*DEFAULTS, *_IMAGE_SIDES)
+
 _ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -50,23 +80,37 @@ _NAMES = [  # transformers' names, and ours, in this order
     (r"^pre_layrnorm\.", "norm_pre."),
     (r"^(layernorm|post_layernorm)\.", "norm."),
     (r"^(encoder\.layer|encoder\.layers|layers)\.", "blocks."),
-    (r"(^blocks\.\d+)\.(attention\.attention|attention|self_attn)\.([qkv])(uery|ey|alue|_proj)\.", r"\1.attn.\3."),
-    (r"(^blocks\.\d+)\.(attention\.output\.dense|attention\.o_proj|self_attn\.out_proj)\.", r"\1.attn.proj."),
-    (r"(^blocks\.\d+)\.(intermediate\.dense|mlp\.weights_in)\.", r"\1.mlp.fc1."),
-    (r"(^blocks\.\d+)\.(output\.dense|mlp\.weights_out|mlp\.down_proj)\.", r"\1.mlp.fc2."),
-    (r"(^blocks\.\d+)\.(layernorm_before|layer_norm1)\.", r"\1.norm1."),
-    (r"(^blocks\.\d+)\.(layernorm_after|layer_norm2)\.", r"\1.norm2."),
-    (r"(^blocks\.\d+)\.layer_scale([12])\.lambda1$", r"\1.ls\2.gamma"),
+    (r"^(blocks\.\d+)\.(attention\.attention|attention|self_attn)\.([qkv])(uery|ey|alue|_proj)\.", r"\1.attn.\3."),
+    (r"^(blocks\.\d+)\.(attention\.output\.dense|attention\.o_proj|self_attn\.out_proj)\.", r"\1.attn.proj."),
+    (r"^(blocks\.\d+)\.(intermediate\.dense|mlp\.weights_in)\.", r"\1.mlp.fc1."),
+    (r"^(blocks\.\d+)\.(output\.dense|mlp\.weights_out|mlp\.down_proj)\.", r"\1.mlp.fc2."),
+    (r"^(blocks\.\d+)\.(layernorm_before|layer_norm1)\.", r"\1.norm1."),
+    (r"^(blocks\.\d+)\.(layernorm_after|layer_norm2)\.", r"\1.norm2."),
+    (r"^(blocks\.\d+)\.layer_scale([12])\.lambda1$", r"\1.ls\2.gamma"),
 ]
-_UNUSED = re.compile(r"^(pooler\.|embeddings\.mask_token|embeddings\.position_ids|logit_)")
+_UNUSED = re.compile(r"(pooler|decoder|text_model|text_projection)\.|embeddings\.(mask_token|position_ids)$|logit_")
+
+_HALF = (0.5, 0.5, 0.5)
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+_DINOV2 = Preprocessing((224, 224), "crop", 224 / 256, "bicubic", **_IMAGENET)
+_USUAL = {  # how the published weights of each kind were fed
+    "vit": Preprocessing((224, 224), "squash", 1.0, "bilinear", _HALF, _HALF),
+    "deit": Preprocessing((224, 224), "squash", 224 / 256, "bicubic", **_IMAGENET),
+    "dinov2": _DINOV2,
+    "dinov2_with_registers": _DINOV2,
+    "clip_vision_model": Preprocessing((224, 224), "crop", 1.0, "bicubic", **_CLIP),
+    "siglip_vision_model": Preprocessing((224, 224), "squash", 1.0, "bicubic", _HALF, _HALF),
+}
 
 
 def from_huggingface(module: nn.Module) -> VisionTransformer:
     """A module of transformers, such as ViTForImageClassification or Dinov2Model, as our VisionTransformer.
 
-    In evaluation mode `model.encode` gives its tokens after the last norm, and `model(images)` its class scores, of
-    CLIP its projected vectors. Two heads have no counterpart and are left out: ViTModel's pooler, and DINOv2's
-    classifier on class token and mean together. Raises ConfigError naming what our block does not have.
+    In evaluation mode `model.encode` gives its tokens after the last norm, `model(images)` its class scores, or of
+    CLIP its projected vectors. Rates of dropout come along. Where the patch does not divide the picture, transformers
+    leaves the last rows and columns out: ours wants pictures without them. Raises ConfigError naming what our block
+    does not have, RuntimeError where the module has parts beside those listed above.
     """
     config: Any = module.config
     state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
@@ -74,115 +118,138 @@ def from_huggingface(module: nn.Module) -> VisionTransformer:
 
 
 def huggingface_model(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> VisionTransformer:
-    """The model of a `config.json` and its tensors. Raises ConfigError naming what our block does not have."""
-    kind = config.get("model_type")
-    if kind not in KINDS:
-        raise ConfigError(f"not supported from transformers: model_type {kind!r}; supported are {', '.join(KINDS)}")
-    if "vision_config" in config:  # the image side of a model of pictures and words
-        config = {"model_type": kind, **config["vision_config"]}
-        state = {name: t for name, t in state.items() if name.startswith(("vision_model.", "visual_projection."))}
-    ours = to_our_names(state, config)
-    return with_weights(_architecture(config, ours), ours)
+    """The model of a `config.json` and its tensors.
 
-
-def to_our_names(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> State:
-    """transformers' tensors by our names, in fp32."""
-    ours: State = {}
-    for name, tensor in state.items():
-        for pattern, replacement in _NAMES:
-            name = re.sub(pattern, replacement, name)
-        if not _UNUSED.search(name):
-            ours[name] = tensor.float()
-    for part in ("weight", "bias"):
-        _join(ours, f"attn.qkv.{part}", [f"attn.{letter}.{part}" for letter in "qkv"])
-        _join(ours, f"mlp.fc1.{part}", [f"mlp.gate_proj.{part}", f"mlp.up_proj.{part}"])
-    for name, shape in (("cls_token", (1, 1, -1)), ("pos_embed", (1, -1, int(config["hidden_size"])))):
-        if name in ours:
-            ours[name] = ours[name].reshape(shape)
-    if "dist_token" in ours and "head_dist.weight" not in ours:  # a token that no head reads is a register
-        ours["reg_token"] = ours.pop("dist_token")
-    if config["model_type"] == "dinov2_with_registers":  # the class token has a position, the registers have none
-        ours["cls_token"] = ours["cls_token"] + ours["pos_embed"][:, :1]
-        ours["pos_embed"] = ours["pos_embed"][:, 1:]
-    head = ours.get("head.weight")
-    if head is not None and head.shape[1] != config["hidden_size"]:  # DINOv2's, of class token and mean together
-        del ours["head.weight"], ours["head.bias"]
-    elif head is not None:
-        ours.setdefault("head.bias", torch.zeros(head.shape[0]))  # CLIP's projection has none
-    return ours
+    Raises ConfigError naming what our block does not have, KeyError or RuntimeError where the tensors do not fit.
+    """
+    settled = _settled(config)
+    ours = to_our_names(state, settled)
+    return with_weights(_architecture(settled, ours), ours)
 
 
 def read_huggingface_folder(folder: Path) -> ModelFile:
     """What transformers saved: `config.json`, safetensors, and `preprocessor_config.json` where there is one.
 
-    Raises ModelFileError or ConfigError in one line.
+    The model is for pictures of the size that its preprocessing gives: of DINOv2 224 pixels, while its positions are
+    for 518; they are resampled once as transformers resamples them at every call. CLIP's projection gives no classes
+    and is left out. Raises ModelFileError or ConfigError in one line.
     """
     config = read_json(folder / "config.json")
     try:
-        model = huggingface_model(config, _tensors(folder))
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ModelFileError(f"{display_path(folder)}: weights and config do not fit: {lines[-1][:160]}") from error
-    labels = config.get("id2label") or {}
-    classes = [str(labels[key]) for key in sorted(labels, key=int)]
-    if len(classes) != model.architecture.classes or config["model_type"].startswith(("clip", "siglip")):
-        classes = []
-        model.reset_head(0)
-    preprocessor = folder / "preprocessor_config.json"
-    described = read_json(preprocessor) if preprocessor.is_file() else {}
+        model = huggingface_model(config, _tensors(folder)).float()
+        kind = _settled(config)["model_type"]
+        if kind == "clip_vision_model":
+            model.reset_head(0)
+        a = model.architecture
+        _require(a.channels == 3, f"pictures of {a.channels} channels (num_channels)")
+        classes = _class_names(config, a.classes)
+        preprocessing = preprocessing_of(_processor(folder), replace(_USUAL[kind], size=a.image_size), a.patch_size)
+        model = _at_size(model, preprocessing.size)
+    except ConfigError:
+        raise
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"no tensor or entry {error}" if isinstance(error, KeyError) else str(error).strip().split("\n\t")[-1]
+        raise ModelFileError(
+            f"{display_path(folder)}: weights and config do not fit: {display_path(reason.strip()[:160])}"
+        ) from error
     return ModelFile(
         kind="classifier",
         architecture=asdict(model.architecture),
         classes=classes,
-        preprocessing=asdict(preprocessing_of(described, model.architecture.image_size)),
-        raw=dict(model.state_dict()),
-        licence=config.get("license"),
+        preprocessing=asdict(preprocessing),
+        raw=model.state_dict(),
         origin=f"hf:{config.get('_name_or_path') or folder.name}",
     )
 
 
-def preprocessing_of(described: Mapping[str, Any], image_size: tuple[int, int]) -> Preprocessing:
-    """A `preprocessor_config.json` as our Preprocessing; what it leaves open is as in transformers' ViT.
+def preprocessing_of(described: Mapping[str, Any], usual: Preprocessing, patch_size: tuple[int, int]) -> Preprocessing:
+    """A `preprocessor_config.json` in our terms; `usual` is taken for what it leaves open.
 
-    Raises ConfigError for an interpolation other than bilinear and bicubic.
+    Where the patch does not divide the picture, the margins are cut that no patch sees. Raises ConfigError for what
+    our transform would do otherwise.
     """
-    size, crop = described.get("size"), described.get("crop_size")
-    resample = described.get("resample", 2)
-    if resample not in (2, 3):
-        raise ConfigError(f"not supported from transformers: interpolation {resample} (resample); 2 and 3 are")
-    fitted = _sides(size, image_size)
-    kept = _sides(crop, fitted) if described.get("do_center_crop") else fitted
-    keeps_ratio = isinstance(size, Mapping) and "shortest_edge" in size
-    scale = described.get("do_normalize", True)
+    if not described:
+        return usual
+    resample, scale = described.get("resample"), described.get("rescale_factor", 1 / 255)
+    _require(resample in (None, 2, 3), f"interpolation {resample} (resample); 2 and 3 are")
+    scaled = described.get("do_rescale", True) and abs(scale * 255 - 1) < 1e-6
+    _require(scaled, f"values other than 0 to 1 (do_rescale, rescale_factor {scale})")
+    fitted, keeps_ratio = _fitted(described, usual)
+    cropped = _sides(described.get("crop_size") or fitted) if described.get("do_center_crop") else fitted
+    kept = _whole_patches(cropped, patch_size)
+    one_fraction = kept[0] <= fitted[0] and kept[0] * fitted[1] == kept[1] * fitted[0]
+    _require(one_fraction, f"a picture of {fitted[0]} x {fitted[1]} (size) cut to {kept[0]} x {kept[1]} (crop_size)")
+    normalised = described.get("do_normalize", True)
     return Preprocessing(
         size=kept,
         resize="crop" if keeps_ratio else "squash",
-        crop_fraction=min(1.0, kept[0] / fitted[0]),
-        interpolation="bilinear" if resample == 2 else "bicubic",
-        mean=tuple(described.get("image_mean", (0.5,) * 3)) if scale else (0.0,) * 3,
-        std=tuple(described.get("image_std", (0.5,) * 3)) if scale else (1.0,) * 3,
+        crop_fraction=kept[0] / fitted[0],
+        interpolation=usual.interpolation if resample is None else "bilinear" if resample == 2 else "bicubic",
+        mean=_colour(described, "image_mean", usual.mean) if normalised else (0.0, 0.0, 0.0),
+        std=_colour(described, "image_std", usual.std) if normalised else (1.0, 1.0, 1.0),
     )
 
 
+def to_our_names(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> State:
+    """transformers' tensors by our names; `config` has its `model_type` and `hidden_size`."""
+    kind, dim = config["model_type"], config["hidden_size"]
+    ours: State = {}
+    for name, tensor in state.items():
+        if kind == "clip_vision_model" and name.startswith("classifier."):
+            continue
+        for pattern, replacement in _NAMES:
+            name = re.sub(pattern, replacement, name)
+        if not _UNUSED.match(name):
+            ours[name] = tensor
+    for part in ("weight", "bias"):
+        _join(ours, f"attn.qkv.{part}", [f"attn.{letter}.{part}" for letter in "qkv"])
+        _join(ours, f"mlp.fc1.{part}", [f"mlp.gate_proj.{part}", f"mlp.up_proj.{part}"])
+    for name, shape in (("cls_token", (1, 1, dim)), ("pos_embed", (1, -1, dim))):  # CLIP's and SigLIP's are flat
+        if name in ours:
+            ours[name] = ours[name].reshape(shape)
+    if kind == "dinov2_with_registers":  # its class token has a position, its registers have none
+        ours["cls_token"] = ours["cls_token"] + ours["pos_embed"][:, :1]
+        ours["pos_embed"] = ours["pos_embed"][:, 1:]
+    if "dist_token" in ours and "head_dist.weight" not in ours:  # a token that no head reads is a register
+        ours["reg_token"] = ours.pop("dist_token")
+    return _with_fitting_head(ours, dim)
+
+
+def _with_fitting_head(ours: State, dim: int) -> State:
+    head = ours.get("head.weight")
+    if head is None:
+        return ours
+    if head.shape[1] != dim:  # DINOv2's, of class token and mean together
+        return {name: tensor for name, tensor in ours.items() if not name.startswith("head.")}
+    if "attn_pool.latent" in ours:  # SigLIP's classifier sees the mean of the patches instead
+        ours = {name: tensor for name, tensor in ours.items() if not name.startswith("attn_pool.")}
+    return {"head.bias": head.new_zeros(head.shape[0]), **ours}  # CLIP's projection has none
+
+
+def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of the image side, with all that decides shapes. Raises ConfigError for another kind of model."""
+    kind = str(config.get("model_type"))
+    if kind in _IMAGE_SIDES:
+        kind, config = _IMAGE_SIDES[kind], config.get("vision_config") or {}
+    _require(kind in DEFAULTS, f"model_type {kind!r}; supported are {', '.join(KINDS)}")
+    return {**DEFAULTS[kind], **config, "model_type": kind}
+
+
 def _architecture(config: Mapping[str, Any], state: State) -> VisionArchitecture:
-    activation = str(config.get("hidden_act", "gelu"))
-    gated = bool(config.get("use_swiglu_ffn"))
-    if not gated and activation not in _ACTIVATIONS:
-        raise ConfigError(f"not supported from transformers: activation {activation!r} (hidden_act)")
-    dim, depth = int(config["hidden_size"]), int(config["num_hidden_layers"])
+    gated, activation = bool(config.get("use_swiglu_ffn")), str(config["hidden_act"])
+    _require(gated or activation in _ACTIVATIONS, f"activation {activation!r} (hidden_act)")
+    patch_size = _sides(config["patch_size"])
     head, registers = state.get("head.weight"), state.get("reg_token")
     pool: Pool = "class" if "cls_token" in state else "attention" if "attn_pool.latent" in state else "mean"
     return VisionArchitecture(
-        image_size=_sides(config["image_size"]),
-        patch_size=_sides(config["patch_size"]),
-        dim=dim,
-        depth=depth,
+        image_size=_whole_patches(_sides(config["image_size"]), patch_size),
+        patch_size=patch_size,
+        dim=int(config["hidden_size"]),
+        depth=int(config["num_hidden_layers"]),
         heads=int(config["num_attention_heads"]),
         hidden=state["blocks.0.mlp.fc2.weight"].shape[1],
         classes=0 if head is None else head.shape[0],
-        channels=int(config.get("num_channels", 3)),
+        channels=int(config["num_channels"]),
         class_token="cls_token" in state,
         registers=0 if registers is None else registers.shape[1],
         distilled="dist_token" in state,
@@ -190,13 +257,13 @@ def _architecture(config: Mapping[str, Any], state: State) -> VisionArchitecture
         pool=pool,
         mlp="swiglu" if gated else "mlp",
         activation="gelu" if gated else _ACTIVATIONS[activation],
-        norm_eps=float(config.get("layer_norm_eps", 1e-6)),
+        norm_eps=float(config["layer_norm_eps"]),
         pre_norm="norm_pre.weight" in state,
         qkv_bias="blocks.0.attn.qkv.bias" in state,
         layer_scale=float(config.get("layerscale_value", 1.0)) if "blocks.0.ls1.gamma" in state else None,
-        dropout=float(config.get("hidden_dropout_prob", 0.0)),
-        attention_dropout=float(config.get("attention_probs_dropout_prob", config.get("attention_dropout", 0.0))),
-        drop_path=float(config.get("drop_path_rate", 0.0)),
+        dropout=float(config.get("hidden_dropout_prob") or 0),
+        attention_dropout=float(config.get("attention_probs_dropout_prob") or config.get("attention_dropout") or 0),
+        drop_path=float(config.get("drop_path_rate") or 0),
     )
 
 
@@ -206,15 +273,74 @@ def _join(state: State, whole: str, parts: list[str]) -> None:
         state[prefix + whole] = torch.cat([state.pop(prefix + part) for part in parts])
 
 
-def _sides(size: Any, default: tuple[int, int] = (224, 224)) -> tuple[int, int]:
+def _at_size(model: VisionTransformer, size: tuple[int, int]) -> VisionTransformer:
+    """The model for pictures of another size: positions resampled as by transformers, bicubic without antialiasing."""
+    old, new = model.architecture, replace(model.architecture, image_size=size)
+    if size == old.image_size:
+        return model
+    state = model.state_dict()
+    head, grid = state["pos_embed"][:, : old.positioned], state["pos_embed"][:, old.positioned :]
+    grid = F.interpolate(grid.unflatten(1, old.grid).permute(0, 3, 1, 2), size=new.grid, mode="bicubic")
+    state["pos_embed"] = torch.cat([head, grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+    return with_weights(new, state)
+
+
+def _class_names(config: Mapping[str, Any], count: int) -> list[str]:
+    """The names of `count` classes; transformers leaves out names like LABEL_0. Raises ValueError for other numbers.
+
+    Pictures are sorted by name, so a name that stands twice (ImageNet has two kinds of crane) gets its number.
+    """
+    labels = config.get("id2label") or {number: f"LABEL_{number}" for number in range(count)}
+    if not count:
+        return []
+    names = [str(labels[key]) for key in sorted(labels, key=int)]
+    if len(names) != count:
+        raise ValueError(f"{len(names)} names in id2label for {count} classes")
+    times = Counter(names)
+    return [name if times[name] == 1 else f"{name} ({number})" for number, name in enumerate(names)]
+
+
+def _processor(folder: Path) -> Mapping[str, Any]:
+    """How pictures are prepared, as far as the folder says; of models of pictures and words it may lie one deeper."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            described = read_json(folder / name)
+            return described if name.startswith("pre") else described.get("image_processor") or {}
+    return {}
+
+
+def _fitted(described: Mapping[str, Any], usual: Preprocessing) -> tuple[tuple[int, int], bool]:
+    """Height and width that a picture is resized to, and whether it keeps its aspect ratio."""
+    size = described.get("size")
+    if isinstance(size, Mapping):
+        by = {name for name, value in size.items() if value is not None}
+        _require(by in ({"shortest_edge"}, {"height", "width"}), f"size by {', '.join(sorted(by))}")
+        return _sides(size["shortest_edge"] if len(by) == 1 else size), len(by) == 1
+    if size is None:
+        return usual.size, usual.resize == "crop"
+    # one number, in older files: the short side to some, both sides to others
+    name = described.get("image_processor_type") or described.get("feature_extractor_type")
+    keeps_ratio = usual.resize == "crop" if name is None else str(name).startswith(("CLIP", "Bit", "Siglip"))
+    return _sides(size), keeps_ratio
+
+
+def _sides(size: Any) -> tuple[int, int]:
     """Height and width from the forms that transformers writes them in."""
     if isinstance(size, Mapping):
-        if "shortest_edge" in size:
-            return int(size["shortest_edge"]), int(size["shortest_edge"])
         return int(size["height"]), int(size["width"])
-    if isinstance(size, list | tuple):
-        return int(size[0]), int(size[1])
-    return default if size is None else (int(size), int(size))
+    return (int(size[0]), int(size[1])) if isinstance(size, list | tuple) else (int(size), int(size))
+
+
+def _whole_patches(size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
+    """The size without the pixels that fill no patch, as a convolution sees it: SigLIP's 384 are 27 patches of 14."""
+    return size[0] // patch_size[0] * patch_size[0], size[1] // patch_size[1] * patch_size[1]
+
+
+def _colour(described: Mapping[str, Any], key: str, usual: tuple[float, float, float]) -> tuple[float, float, float]:
+    values = described.get(key) or usual
+    _require(len(values) == 3, f"{key} of {len(values)} channels")
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
 
 
 def _tensors(folder: Path) -> State:
@@ -226,9 +352,14 @@ def _tensors(folder: Path) -> State:
         if not (folder / name).is_file():
             pickled = any(folder.glob("*.bin"))
             remedy = "; its pickled weights are not read: save it anew by save_pretrained" if pickled else ""
-            raise ModelFileError(f"{display_path(folder)}: no {name} in it{remedy}")
+            raise ModelFileError(f"{display_path(folder)}: no {display_path(name)} in it{remedy}")
         try:
             state |= load_file(folder / name)
         except (SafetensorError, OSError) as error:
             raise ModelFileError(f"{display_path(folder / name)}: no whole safetensors file: {error}") from error
     return state
+
+
+def _require(holds: bool, option: str) -> None:
+    if not holds:
+        raise ConfigError(f"not supported from transformers: {option}")

@@ -75,8 +75,11 @@ class Unfreeze(L.Callback):
 
 def features_of(network: VisionTransformer, samples: Sequence[Sample], setup: "Setup") -> tuple[Tensor, Tensor]:
     """What the head would see of pictures, prepared as for evaluation: features [N, D], labels [N], on the CPU."""
-    network = network.to(device_for(setup.config.train.accelerator)).eval()
-    return outputs_of(network.features, samples, setup.preprocessing, setup.config)
+    training = network.training
+    network.to(device_for(setup.config.train.accelerator)).eval()
+    outputs = outputs_of(network.features, samples, setup.preprocessing, setup.config)
+    network.train(training)
+    return outputs
 
 
 def outputs_of(
