@@ -50,6 +50,7 @@ check: lint test
 bench: install
 	$(BIN)/python scripts/bench_startup.py
 	$(BIN)/python scripts/bench_train_cpu.py
+	$(BIN)/python scripts/bench_forward.py --load --compile
 
 clean:
 	rm -rf demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache

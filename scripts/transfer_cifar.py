@@ -8,6 +8,7 @@ for each seed; their 5 000 test pictures are asked once at the end. `--per-class
 """
 
 import argparse
+import csv
 import json
 import os
 import random
@@ -18,7 +19,8 @@ from pathlib import Path
 from vit.cli.main import main as vit
 
 CONFIG = str(Path(__file__).parent.parent / "configs" / "classify" / "cifar10_small.yaml")
-SMALL = ["--data.batch_size=20", "--augment.crop=pad", "--train.epochs={epochs}", "--train.validate_every=5"]
+SMALL = ["--data.batch_size=20", "--augment.crop=pad", "--train.epochs={epochs}"]
+COPIES = 10
 WAYS = {
     "from scratch": ["--model.name=micro/4", "--model.image_size=32", "--model.pool=mean", *SMALL],
     "nearest neighbours": ["--model.init={init}", "--tune.method=knn"],
@@ -31,25 +33,19 @@ WAYS = {
 }
 
 
-def linked(source: Path, target: Path, names: list[str]) -> None:
-    """A class folder that holds some of the files of another."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        os.link(source / name, target / name) if source.stat().st_dev == target.stat().st_dev else os.symlink(
-            (source / name).absolute(), target / name
-        )
-
-
-def few_shot(cifar: Path, target: Path, classes: list[str], per_class: int, seed: int) -> None:
-    """train, val and test folders of `classes`."""
+def few_shot(cifar: Path, target: Path, classes: list[str], per_class: int, copies: int, seed: int) -> None:
+    """A list of the pictures of `classes`, the training ones `copies` times, so that an epoch is long enough."""
+    rows = []
     for name in classes:
         names = sorted(os.listdir(cifar / "train" / name))
         random.Random(f"{seed} {name}").shuffle(names)
         held_out = min(per_class, len(names) // 10)
-        per_class = min(per_class, len(names) - held_out)
-        linked(cifar / "train" / name, target / "train" / name, names[:per_class])
-        linked(cifar / "train" / name, target / "val" / name, names[per_class : per_class + held_out])
-        linked(cifar / "test" / name, target / "test" / name, sorted(os.listdir(cifar / "test" / name)))
+        shots = min(per_class, len(names) - held_out)
+        rows += [(cifar / "train" / name / file, name, "train") for file in names[:shots]] * copies
+        rows += [(cifar / "train" / name / file, name, "val") for file in names[shots : shots + held_out]]
+        rows += [(cifar / "test" / name / file, name, "test") for file in sorted(os.listdir(cifar / "test" / name))]
+    with target.open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "label", "split"), *rows])
 
 
 def run(*words: str) -> None:
@@ -75,7 +71,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pretrained", help="a run on the first five classes; made first where it is left out")
     parser.add_argument("--pretraining-epochs", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=100, help="of fine-tuning")
+    parser.add_argument("--epochs", type=int, default=12, help="of fine-tuning, each with every picture ten times")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     options = parser.parse_args()
     classes = sorted(os.listdir(options.cifar / "train"))
@@ -83,20 +79,22 @@ def main() -> None:
         work = Path(folder)
         pretrained = options.pretrained or f"{folder}/pretrained"
         if options.pretrained is None:
+            (work / "five").mkdir()
             for name in classes[:5]:
-                names = os.listdir(options.cifar / "train" / name)
-                linked(options.cifar / "train" / name, work / "five" / "train" / name, names)
+                (work / "five" / name).symlink_to((options.cifar / "train" / name).absolute())
             epochs = f"--train.epochs={options.pretraining_epochs}"
             run("train", f"{folder}/five", f"--config={CONFIG}", f"--out={pretrained}", epochs)
         found: dict[str, list[float]] = {way: [] for way in options.ways}
         for seed in range(options.seeds):
-            data = work / f"few{seed}"
-            few_shot(options.cifar, data, classes[5:], options.per_class, seed)
+            lists = {copies: work / f"few{seed}x{copies}.csv" for copies in (1, COPIES)}
+            for copies, path in lists.items():
+                few_shot(options.cifar.absolute(), path, classes[5:], options.per_class, copies, seed)
             for way in options.ways:
+                data = lists[COPIES if "--train.epochs={epochs}" in WAYS[way] else 1]
                 words = [word.format(init=pretrained, epochs=options.epochs) for word in WAYS[way]]
                 found[way].append(accuracy(way, words, data, work / f"{seed} {way}", seed))
     print(f"\naccuracy in % of the test pictures of {', '.join(classes[5:])}")
-    print(f"{options.per_class} training pictures a class, {options.epochs} epochs; mean (seed by seed)")
+    print(f"{options.per_class} training pictures a class, {options.epochs} epochs of ten times each; mean (each seed)")
     for way, values in found.items():
         shown = ", ".join(f"{100 * value:.1f}" for value in values)
         print(f"{way:32} {100 * statistics.mean(values):5.1f}   ({shown})")

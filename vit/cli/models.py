@@ -27,10 +27,9 @@ def main(argv: list[str]) -> int:
         weights = list(csv.DictReader(file))
     found = [row for row in weights if pattern is not None and _matches(row["name"], pattern)]
     if not sizes and not found:
-        from vit.models.sources import near
-
-        names = sorted({row["name"] for row in weights})
-        raise ConfigError(f"no size and no weights match {display_path(pattern)}{near(pattern, names)}; try '*'")
+        wider = f"*{pattern}*"
+        hint = f"'{wider}'" if any(_matches(row["name"], wider) for row in weights) else "'*', for all"
+        raise ConfigError(f"no size and no weights match {display_path(pattern)}; try {display_path(hint)}")
     if sizes:
         _print_sizes(sizes)
     if found:

@@ -10,8 +10,8 @@ Two generations of names for the same tensors are read: those in files on the hu
 (`encoder.layer.0.attention.attention.query`) and those of today's modules (`layers.0.attention.q_proj`). transformers
 itself is not needed to read a folder.
 
-These parts have no counterpart and are left out; the rest is read: the pooler behind the class token, the decoder of
-masked image modeling, DINOv2's classifier of class token and mean together, and CLIP's of a mean without a norm.
+Left out, because our model has no such part: the pooler behind the class token, the decoder of masked image modeling,
+DINOv2's classifier of class token and mean together, and CLIP's of a mean that no norm came before.
 """
 
 import re
@@ -144,10 +144,10 @@ def read_huggingface_folder(folder: Path) -> ModelFile:
         _require(a.channels == 3, f"pictures of {a.channels} channels (num_channels)")
         classes = _class_names(config, a.classes)
         preprocessing = preprocessing_of(_processor(folder), replace(_USUAL[kind], size=a.image_size), a.patch_size)
-        model = _at_size(model, preprocessing.size)
+        model = _at_size(model, preprocessing.size, antialias=kind == "dinov2_with_registers")
     except ConfigError:
         raise
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = f"no tensor or entry {error}" if isinstance(error, KeyError) else str(error).strip().split("\n\t")[-1]
         raise ModelFileError(
             f"{display_path(folder)}: weights and config do not fit: {display_path(reason.strip()[:160])}"
@@ -273,14 +273,16 @@ def _join(state: State, whole: str, parts: list[str]) -> None:
         state[prefix + whole] = torch.cat([state.pop(prefix + part) for part in parts])
 
 
-def _at_size(model: VisionTransformer, size: tuple[int, int]) -> VisionTransformer:
-    """The model for pictures of another size: positions resampled as by transformers, bicubic without antialiasing."""
+def _at_size(model: VisionTransformer, size: tuple[int, int], *, antialias: bool) -> VisionTransformer:
+    """The model for pictures of another size, its positions resampled as transformers does it."""
     old, new = model.architecture, replace(model.architecture, image_size=size)
     if size == old.image_size:
         return model
     state = model.state_dict()
     head, grid = state["pos_embed"][:, : old.positioned], state["pos_embed"][:, old.positioned :]
-    grid = F.interpolate(grid.unflatten(1, old.grid).permute(0, 3, 1, 2), size=new.grid, mode="bicubic")
+    grid = F.interpolate(
+        grid.unflatten(1, old.grid).permute(0, 3, 1, 2), size=new.grid, mode="bicubic", antialias=antialias
+    )
     state["pos_embed"] = torch.cat([head, grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
     return with_weights(new, state)
 

@@ -37,15 +37,15 @@ def read_jax(path: Path) -> ModelFile:
 
     The file says neither how pictures are prepared nor what classes are called. They are prepared as timm does it for
     AugReg: bicubic, mean and spread 0.5, and of the fitted picture 0.9 at 224 pixels, all above. Classes are called by
-    their numbers. GELU is exact, as in timm's reading of these files, though JAX may have trained with its approximation
-    by tanh. Left out are a head behind a layer of its own (`pre_logits`) and one that projects next to words.
+    their numbers. GELU is exact, as timm takes it for these files; JAX may have trained with its approximation by
+    tanh. Left out are a head behind a layer of its own (`pre_logits`) and one that projects next to words.
     """
     arrays = _arrays(path)
     try:
         architecture = architecture_of(arrays)
         state = to_our_names(arrays, architecture)
         with_weights(architecture, state)
-    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).strip().split("\n\t")[-1]
         raise ModelFileError(
             f"{display_path(path)}: no Vision Transformer of Google's: {display_path(reason[:160])}"
@@ -64,6 +64,8 @@ def read_jax(path: Path) -> ModelFile:
 
 def architecture_of(arrays: Mapping[str, np.ndarray]) -> VisionArchitecture:
     """The shape that the arrays have. Raises KeyError for an array that is missing, ValueError for an odd shape."""
+    if arrays[_EMBEDDING].ndim != 4:
+        raise ValueError(f"its {_EMBEDDING} has the shape {arrays[_EMBEDDING].shape}")
     rows, columns, channels, dim = arrays[_EMBEDDING].shape
     tokens, with_class = arrays[_positions(arrays)].size // dim, "cls" in arrays
     class_positions = int(with_class and math.isqrt(tokens) ** 2 != tokens)

@@ -6,38 +6,62 @@ import torch
 from torch import Tensor
 
 from vit.errors import ConfigError
-
-State = dict[str, Tensor]
+from vit.models.file import State
 
 
 def uniform_soup(states: Sequence[Mapping[str, Tensor]]) -> State:
-    """The mean of every tensor, taken in fp64, in its own type.
+    """The mean of every parameter, taken in fp32 or finer, in its own type. Integers, which have none, must be equal.
 
-    Raises ConfigError naming the first parameter that is not in all of the states, or not of one shape.
+    Raises ConfigError naming the first parameter that is not in all states alike.
     """
-    first = states[0]
-    for number, state in enumerate(states[1:], 2):
-        for name in sorted(first.keys() | state.keys()):
-            there, here = (tuple(s[name].shape) if name in s else "absent" for s in (first, state))
-            if there != here:
-                raise ConfigError(
-                    f"weights of another shape: {name} is {there} in the first and {here} in no. {number}"
-                )
-    return {name: torch.stack([s[name].double() for s in states]).mean(dim=0).to(t.dtype) for name, t in first.items()}
+    _check_alike(states)
+    return {name: _mean([state[name] for state in states]) for name in states[0]}
 
 
-def greedy_soup(
-    states: Sequence[Mapping[str, Tensor]], score: Callable[[Mapping[str, Tensor]], float]
-) -> tuple[State, list[int]]:
+def greedy_soup(states: Sequence[Mapping[str, Tensor]], score: Callable[[State], float]) -> tuple[State, list[int]]:
     """Go through the states, best first, and keep each whose addition does not lower the score of the average.
 
-    Returns the average and the indices of what went in. Every single one is scored once, and each addition.
+    Returns the average, and the indices of `states` that went in, in that order (recipe 1 of the paper). Of equal
+    states the earlier comes first. `score`, the higher the better, is asked once for every state and once for every
+    addition but the first. The result never scores lower than the best single state. Raises as `uniform_soup`,
+    before any score is asked for.
     """
-    alone = [score(state) for state in states]
-    order = sorted(range(len(states)), key=lambda i: -alone[i])
-    kept, best = order[:1], alone[order[0]]
-    for index in order[1:]:
-        tried = score(uniform_soup([states[i] for i in (*kept, index)]))
-        if tried >= best:
-            kept, best = [*kept, index], tried
-    return uniform_soup([states[i] for i in kept]), kept
+    _check_alike(states)
+    alone = [score(dict(state)) for state in states]
+    first, *others = sorted(range(len(states)), key=lambda i: alone[i], reverse=True)
+    kept, soup, best = [first], uniform_soup([states[first]]), alone[first]
+    for index in others:
+        tried = uniform_soup([states[i] for i in (*kept, index)])
+        if (value := score(tried)) >= best:
+            kept, soup, best = [*kept, index], tried, value
+    return soup, kept
+
+
+def _mean(tensors: Sequence[Tensor]) -> Tensor:
+    kind = tensors[0].dtype
+    if not kind.is_floating_point:
+        return tensors[0].clone()
+    total = torch.zeros_like(tensors[0], dtype=torch.promote_types(kind, torch.float32))
+    for tensor in tensors:  # one at a time, so that memory holds two tensors, however many models there are
+        total += tensor
+    return (total / len(tensors)).to(kind)
+
+
+def _check_alike(states: Sequence[Mapping[str, Tensor]]) -> None:
+    if not states:
+        raise ConfigError("there is no model to average")
+    first = states[0]
+    for number, state in enumerate(states[1:], start=2):
+        for name in sorted(first.keys() | state.keys()):
+            here, there = _described(first, name), _described(state, name)
+            if here != there:
+                raise ConfigError(f"models differ: {name} is {here} in model 1 and {there} in model {number}")
+            if not (first[name].is_floating_point() or torch.equal(first[name], state[name])):
+                raise ConfigError(f"models differ: {name} holds other integers in model 1 than in model {number}")
+
+
+def _described(state: Mapping[str, Tensor], name: str) -> str:
+    """`(32, 3) float32`, or `absent`."""
+    if name not in state:
+        return "absent"
+    return f"{tuple(state[name].shape)} {str(state[name].dtype).removeprefix('torch.')}"
