@@ -46,7 +46,7 @@ def test_a_run_explains_itself_on_standard_output_and_in_its_log(
         "left out   nothing",
         "model      micro/8, 2 blocks of width 32, 2 heads",
         "input      16 x 16 pixels, 2 x 2 patches",
-        "training   1 epochs, batches of 64, fp32",
+        "training   1 epochs, batches of 64, fp32, rate 0.001",
         f"run        {shown}",
         f"model      {shown}/model.safetensors",
         f"next       vit evaluate {shown} {shown}/split.csv",

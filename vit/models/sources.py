@@ -72,7 +72,7 @@ def _folder(folder: Path, source: str) -> ModelFile:
     """What timm or transformers saved; they tell themselves apart by the keys of their `config.json`."""
     config = read_json(folder / "config.json")
     if "architecture" not in config:
-        return read_huggingface_folder(folder)
+        return replace(read_huggingface_folder(folder), origin=source)
     described = config.get("pretrained_cfg", config)
     cfg = {**described, "num_classes": config.get("num_classes", described.get("num_classes"))}
     weights = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
