@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vit.errors import ConfigError
-from vit.models.architecture import VisionArchitecture
+from vit.models.architecture import Rope, VisionArchitecture
 from vit.models.vision import VisionTransformer
 from vit.nn import Attention, Trace
 
@@ -30,6 +30,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "qk norm": {"qk_norm": True},
     "layer scale": {"layer_scale": 0.1},
     "no qkv bias": {"qkv_bias": False},
+    "no key bias": {"key_bias": False},
+    "no biases": {"qkv_bias": False, "bias": False, "norm": "rms", "patch_norm": True},
+    "norms inside": {"attention_norm": True, "mlp_norm": True},
+    "swiglu with a norm": {"mlp": "swiglu", "mlp_norm": True, "bias": False},
+    "norm first": {"pre_norm": True},
+    "norm of the pooled": {"pool": "mean", "final_norm": "pooled"},
+    "no final norm": {"final_norm": "none"},
+    "positions of patches alone": {"registers": 2, "prefix_positions": False},
+    "distilled": {"distilled": True},
+    "attention of patches alone": {"pool": "attention", "registers": 1, "pool_prefix": False, "pool_heads": 2},
+    "rope": {"rope": Rope("grid", reference=(4, 4), offset=1.0, order="xy")},
+    "rope from the middle": {"rope": Rope("centred"), "positions": "none", "registers": 2},
+    "learned rope": {"rope": Rope("mixed"), "qk_norm": True},
     "all": {"registers": 2, "mlp": "swiglu", "qk_norm": True, "layer_scale": 1.0, "pool": "attention", "dropout": 0.1},
 }
 
@@ -112,7 +125,7 @@ def test_dropout_and_stochastic_depth_act_in_training_alone() -> None:
         assert torch.equal(model(images), model(images)), rate
 
 
-@pytest.mark.parametrize("name", ["class token", "sincos mean", "qk norm", "all"])
+@pytest.mark.parametrize("name", ["class token", "sincos mean", "qk norm", "rope", "learned rope", "distilled", "all"])
 def test_bf16_autocast_is_close_to_fp32_and_keeps_the_stream_in_fp32(name: str) -> None:
     model = build(**VARIANTS[name]).eval()
     images, trace = pictures(), Trace()
@@ -134,8 +147,9 @@ def test_a_model_in_bf16_runs_at_any_size(name: str) -> None:
         assert scores.isfinite().all()
 
 
-def test_checkpointing_gives_the_same_gradients() -> None:
-    model, images = build(**VARIANTS["all"], drop_path=0.3), pictures(4)
+@pytest.mark.parametrize("name", ["all", "learned rope"])
+def test_checkpointing_gives_the_same_gradients(name: str) -> None:
+    model, images = build(**VARIANTS[name], drop_path=0.3), pictures(4)
     gradients = []
     for model.checkpointing in (False, True):
         torch.manual_seed(1)
@@ -161,7 +175,7 @@ def test_compiled_in_one_graph_it_equals_eager() -> None:
         torch.testing.assert_close(fused, eager, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["class token", "attention with class token", "sincos mean", "all"])
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name not in ("mean", "sincos", "registers")])
 def test_the_graph_is_whole_also_with_a_trace(name: str) -> None:
     torch.compiler.reset()
     model = build(**VARIANTS[name]).eval()

@@ -211,6 +211,22 @@ def test_freezing_reaches_from_the_embeddings_to_a_block() -> None:
     assert all(p.requires_grad for p in network.blocks[1].parameters())
 
 
+@pytest.mark.parametrize(
+    ("tune", "words"),
+    [
+        ({"unfreeze_after": 3}, "needs tune.freeze"),
+        ({"freeze": 1, "method": "lora"}, "is for tune.method full"),
+        ({"freeze": -2}, "must be -1"),
+        ({"probe_rates": ()}, "must be positive numbers"),
+        ({"neighbours": (0,)}, "must be positive"),
+        ({"lora_rank": 0}, "must be at least 1"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(tune: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        tiny(tune=tune)
+
+
 @pytest.mark.parametrize("tune", [{"method": "probe"}, {"method": "lora"}, {"freeze": 2}])
 def test_without_weights_there_is_nothing_to_tune(tune: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"^tune\.(method|freeze): needs model.init"):

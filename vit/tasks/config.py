@@ -143,7 +143,15 @@ class TuneConfig:
 
     def __post_init__(self) -> None:
         require(self.freeze >= -1, "tune.freeze", self.freeze, "must be -1 (all), 0 or more")
-        require(self.unfreeze_after >= 0, "tune.unfreeze_after", self.unfreeze_after, "must not be negative")
+        after = self.unfreeze_after
+        require(after >= 0, "tune.unfreeze_after", after, "must not be negative")
+        require(
+            not after or self.freeze != 0, "tune.unfreeze_after", after, "needs tune.freeze, what stands still first"
+        )
+        alone = self.method == "full" or not self.freeze
+        require(
+            alone, "tune.freeze", self.freeze, "is for tune.method full; the other ways let all weights stand still"
+        )
         require(self.lora_rank >= 1, "tune.lora_rank", self.lora_rank, "must be at least 1")
         require(self.lora_alpha > 0, "tune.lora_alpha", self.lora_alpha, "must be positive")
         rates, neighbours = self.probe_rates, self.neighbours

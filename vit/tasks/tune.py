@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -174,5 +175,5 @@ def run_knn(network: VisionTransformer, setup: "Setup", run: Path) -> None:
 def device_for(accelerator: str) -> str:
     """The device of `train.accelerator` for work that needs but one."""
     if accelerator in ("auto", "gpu") and torch.cuda.is_available():
-        return "cuda"
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # each of several processes has its own
     return "mps" if accelerator in ("auto", "mps") and torch.backends.mps.is_available() else "cpu"
