@@ -43,8 +43,8 @@ NORMS: dict[str, Callable[..., nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.R
 class VisionTransformer(Transformer):
     """Pictures -> patches -> tokens with positions -> blocks -> pool -> head.
 
-    Parameter names are timm's. `forward` is `head(features(images))`; `encode` gives the tokens that a decoder
-    attends to.
+    Parameter names are timm's. `forward` is `score(encode(images))`, for all but distilled models the same as
+    `head(features(images))`; `encode` gives the tokens that a decoder attends to.
     """
 
     sincos: Tensor
@@ -75,7 +75,10 @@ class VisionTransformer(Transformer):
 
     def forward(self, images: Tensor, *, trace: Trace | None = None) -> Tensor:  # type: ignore[override]  # not tokens
         """images [B, C, H, W] -> class scores [B, classes]."""
-        tokens = self.encode(images, trace=trace)
+        return self.score(self.encode(images, trace=trace), trace=trace)
+
+    def score(self, tokens: Tensor, *, trace: Trace | None = None) -> Tensor:
+        """tokens [B, P + N, D] after the final norm -> class scores [B, classes]."""
         if self.architecture.distilled:
             return (self.head(tokens[:, 0]) + self.head_dist(tokens[:, 1])) / 2
         return self.head(self.fc_norm(self.pool(tokens, trace=trace)))

@@ -36,9 +36,10 @@ def attention(
 def attention_weights(q: Tensor, k: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
     """The same formula, readable: softmax(q k^T / sqrt(K)), q [B, H, N, K], k [B, H, M, K] -> [B, H, N, M].
 
-    In fp32 whatever the inputs are. Rows sum to one, or to zero where a query may attend to nothing.
+    In fp32, or fp64 where the inputs are. Rows sum to one, or to zero where a query may attend to nothing.
     """
-    scores = q.float() @ k.float().transpose(-2, -1) / math.sqrt(q.shape[-1])
+    precision = torch.promote_types(q.dtype, torch.float32)
+    scores = q.to(precision) @ k.to(precision).transpose(-2, -1) / math.sqrt(q.shape[-1])
     allowed = _allowed(q.shape[-2], k.shape[-2], mask, causal, q.device)
     if allowed is None:
         return scores.softmax(dim=-1)

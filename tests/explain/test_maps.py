@@ -1,0 +1,289 @@
+"""Maps against plain implementations that hold every N x N matrix of attention and its gradient."""
+
+import math
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vit.errors import ConfigError
+from vit.explain import methods
+from vit.explain.maps import FOR_A_CLASS, METHODS, Maps, attention_maps
+from vit.explain.methods import distances, entropies, rollout
+from vit.models.architecture import Rope, VisionArchitecture
+from vit.models.vision import VisionTransformer
+from vit.nn import Trace
+
+TINY = VisionArchitecture((16, 24), (8, 8), dim=32, depth=3, heads=4, hidden=48, classes=5)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "class token": {},
+    "registers": {"registers": 3},
+    "mean": {"pool": "mean", "registers": 1},
+    "mean without class token": {"pool": "mean", "class_token": False},
+    "attention": {"pool": "attention", "class_token": False},
+    "attention over all": {"pool": "attention", "registers": 2},
+    "attention over patches": {"pool": "attention", "registers": 2, "pool_prefix": False},
+    "rope": {"rope": Rope("centred"), "qk_norm": True},
+    "distilled": {"distilled": True},
+}
+
+
+@pytest.fixture(autouse=True)
+def seeded_and_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(methods, "CHUNK", 4)  # so that there are several
+
+
+def build(**changes: Any) -> VisionTransformer:
+    model = VisionTransformer(replace(TINY, **changes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        model.head.weight.normal_()
+    return model.eval()
+
+
+class Explicit:
+    """Attention by its formula, each matrix kept with its gradient."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.matrices: list[Tensor] = []
+        # the module, which the function of the same name hides
+        monkeypatch.setattr(sys.modules["vit.nn.attention"], "attention", self)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, **_: Any) -> Tensor:
+        weights = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(dim=-1)
+        weights.retain_grad()
+        self.matrices.append(weights)
+        return weights @ v
+
+
+@pytest.fixture(params=list(VARIANTS))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def images(batch: int = 2, height: int = 16, width: int = 24) -> Tensor:
+    return torch.randn(batch, 3, height, width)
+
+
+def plain(
+    model: VisionTransformer, x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """All matrices of attention, the gradients of the predicted classes' scores by them, and the classes."""
+    with monkeypatch.context() as patch:
+        explicit = Explicit(patch)
+        scores = model(x)
+        classes = scores.argmax(dim=1)
+        scores.gather(1, classes[:, None]).sum().backward()
+    gradients = [m.grad if m.grad is not None else torch.zeros_like(m) for m in explicit.matrices]
+    return [m.detach() for m in explicit.matrices], gradients, classes
+
+
+def plain_start(model: VisionTransformer, matrices: list[Tensor], fused: Tensor | None = None) -> Tensor:
+    """Weights of pooling [B, N], of attention pooling its row."""
+    a, count = model.architecture, matrices[0].shape[-1]
+    start = torch.zeros(len(matrices[0]), count)
+    if a.pool == "class":
+        start[:, : 2 if a.distilled else 1] = 0.5 if a.distilled else 1.0
+    elif a.pool == "mean":
+        start[:, a.prefix :] = 1 / (count - a.prefix)
+    else:
+        row = (matrices[-1] if fused is None else fused).mean(dim=1)[:, 0]
+        start[:, count - row.shape[1] :] = row
+    return start
+
+
+def close(maps: Maps, expected: Tensor, prefix: int) -> None:
+    torch.testing.assert_close(maps.values.flatten(1), expected[:, prefix:], rtol=1e-5, atol=1e-6)
+
+
+def test_rollout_equals_the_product_of_all_layers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = build(**VARIANTS[name]), images()
+    matrices, _, _ = plain(model, x, monkeypatch)
+    whole = torch.eye(matrices[0].shape[-1])
+    for matrix in matrices[:3]:
+        whole = (torch.eye(whole.shape[-1]) + matrix.mean(dim=1)) / 2 @ whole
+    start = plain_start(model, matrices)
+    close(attention_maps(model, x, method="rollout"), (start[:, None] @ whole)[:, 0], model.architecture.prefix)
+
+
+def test_generic_attention_equals_the_product_of_all_layers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = build(**VARIANTS[name]), images()
+    matrices, gradients, classes = plain(model, x, monkeypatch)
+    weighed = [(m * g).clamp(min=0) for m, g in zip(matrices, gradients, strict=True)]
+    whole = torch.eye(matrices[0].shape[-1]).expand(2, -1, -1)
+    for matrix in weighed[:3]:
+        whole = whole + matrix.mean(dim=1) @ whole
+    start = plain_start(model, matrices, weighed[-1])
+    maps = attention_maps(model, x, method="generic")
+    close(maps, (start[:, None] @ whole)[:, 0], model.architecture.prefix)
+    assert maps.targets == classes.tolist()
+
+
+def test_gradient_rollout_equals_the_product_of_all_layers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = build(**VARIANTS[name]), images()
+    matrices, gradients, _ = plain(model, x, monkeypatch)
+    weighed = [(m * g).clamp(min=0) for m, g in zip(matrices, gradients, strict=True)]
+    whole = torch.eye(matrices[0].shape[-1]).expand(2, -1, -1)
+    for matrix in weighed[:3]:
+        one = torch.eye(whole.shape[-1]) + matrix.mean(dim=1)
+        whole = one / one.sum(dim=-1, keepdim=True) @ whole
+    start = plain_start(model, matrices, weighed[-1])
+    close(
+        attention_maps(model, x, method="gradient-rollout"), (start[:, None] @ whole)[:, 0], model.architecture.prefix
+    )
+
+
+def test_legrad_equals_the_sum_of_every_layers_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = build(**VARIANTS[name]), images()
+    classes = model(x).argmax(dim=1)
+    total = torch.zeros(2, 6 + model.architecture.prefix)
+    for layer in range(3):
+        with monkeypatch.context() as patch:
+            explicit, trace = Explicit(patch), Trace()
+            model.encode(x, trace=trace)
+            score = model.score(model.norm(trace.tokens[layer])).gather(1, classes[:, None]).sum()
+            (gradient,) = torch.autograd.grad(score, explicit.matrices[layer])
+        total += gradient.clamp(min=0).mean(dim=(1, 2))
+    close(attention_maps(model, x, method="legrad"), total, model.architecture.prefix)
+
+
+@torch.no_grad()
+def test_raw_rows_are_those_of_the_softmax(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = build(**VARIANTS[name]), images()
+    with monkeypatch.context() as patch, torch.enable_grad():
+        explicit = Explicit(patch)
+        model(x)
+    prefix = model.architecture.prefix
+    for layer in range(3):
+        for head in range(4):
+            maps = attention_maps(model, x, method="raw", layer=layer, head=head, query=(1, 2))
+            close(maps, explicit.matrices[layer][:, head, prefix + 5], prefix)
+    if model.architecture.pool == "class":
+        close(attention_maps(model, x, method="raw"), explicit.matrices[2].mean(dim=1)[:, 0], prefix)
+    if name == "mean":
+        close(attention_maps(model, x, method="raw"), explicit.matrices[2][:, :, prefix:].mean(dim=(1, 2)), prefix)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+def test_rows_are_exact_in_the_precision_of_the_model(dtype: torch.dtype, tolerance: float) -> None:
+    model, trace = build(registers=1).to(dtype), Trace()
+    model(images().to(dtype), trace=trace)
+    for record in trace.self_attention:
+        q, k = record.q.double(), record.k.double()
+        exact = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(dim=-1)
+        assert (record.rows() - exact).abs().max().item() <= tolerance
+
+
+def test_grad_cam_weighs_channels_by_their_mean_gradient() -> None:
+    model, x = build(registers=1), images()
+    trace = Trace()
+    scores = model(x, trace=trace)
+    tokens = trace.tokens[-2]
+    (gradient,) = torch.autograd.grad(scores.max(dim=1).values.sum(), tokens)
+    expected = torch.zeros(2, tokens.shape[1])
+    for b in range(2):
+        for n in range(tokens.shape[1]):
+            expected[b, n] = max(0.0, (tokens[b, n] * gradient[b, 2:].mean(dim=0)).sum().item())
+    close(attention_maps(model, x, method="grad-cam"), expected, 2)
+
+
+def test_integrated_gradients_add_up_to_the_gain_in_score() -> None:
+    model, x = build(), images(4)
+    maps = attention_maps(model, x, method="integrated-gradients", steps=200)
+    assert maps.targets is not None
+    with torch.no_grad():
+        gain = (model(x) - model(torch.zeros_like(x))).gather(1, torch.tensor(maps.targets)[:, None])[:, 0]
+    torch.testing.assert_close(maps.values.sum(dim=(1, 2)), gain, rtol=0.01, atol=0.01)
+
+
+def test_fusions_and_discarded_weights_equal_loops() -> None:
+    model, trace = build(), Trace()
+    with torch.no_grad():
+        model(images(1), trace=trace)
+    matrices = [record.rows()[0] for record in trace.self_attention]
+    start = torch.zeros(1, 7)
+    start[0, 0] = 1
+    for fusion, fuse in (("max", torch.amax), ("min", torch.amin), ("mean", torch.mean)):
+        row = start[0]
+        for matrix in reversed(matrices):
+            fused = fuse(matrix, dim=0)  # type: ignore[operator]
+            for line in fused:
+                line[line.argsort()[:3]] = 0.0
+            row = 0.5 * row + 0.5 * row @ (fused / fused.sum(dim=1, keepdim=True))
+        ours = rollout(trace.self_attention, start, fusion=fusion, discard=0.45)  # type: ignore[arg-type]
+        torch.testing.assert_close(ours[0], row, rtol=1e-5, atol=1e-6)
+
+
+def test_distance_and_entropy_equal_loops() -> None:
+    model, trace = build(registers=1), Trace()
+    with torch.no_grad():
+        model(images(1), trace=trace)
+    places = torch.tensor([[8.0 * row, 8.0 * column] for row in range(2) for column in range(3)])
+    record = trace.self_attention[0]
+    matrix = record.rows()[0]
+    for head in range(4):
+        far, spread = 0.0, 0.0
+        for i in range(6):
+            row = matrix[head, 2 + i, 2:] / matrix[head, 2 + i, 2:].sum()
+            far += sum(float(row[j]) * math.dist(places[i], places[j]) for j in range(6)) / 6
+        for row in matrix[head]:
+            spread -= sum(float(w) * math.log(w) for w in row) / len(row)
+        assert distances(record, places, 2)[0, head].item() == pytest.approx(far, abs=1e-4)
+        assert entropies(record)[0, head].item() == pytest.approx(spread, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_map_has_the_grid_of_its_picture_and_leaves_the_model_as_it_was(method: str) -> None:
+    model = build().train()
+    maps = attention_maps(model, images(2, 24, 40), method=method, steps=2)
+    assert (maps.values.shape, maps.values.dtype) == ((2, 3, 5), torch.float32)
+    assert not maps.values.requires_grad
+    assert (maps.targets is not None) == (method in FOR_A_CLASS)
+    assert all(module.training for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_class_can_be_asked_for() -> None:
+    model, x = build(), images()
+    asked = attention_maps(model, x, targets=torch.tensor([3, 1]))
+    assert asked.targets == [3, 1]
+    assert not torch.equal(asked.values, attention_maps(model, x, targets=torch.tensor([0, 2])).values)
+
+
+def test_a_patch_that_alone_changes_the_score_is_found() -> None:
+    """A model whose attention copies one bright patch to the class token."""
+    model = build(depth=1)
+    x = torch.zeros(1, 3, 16, 24)
+    x[..., 8:, 16:] = 3.0
+    for method in ("integrated-gradients",):
+        values = attention_maps(model, x, method=method).values[0].abs()
+        assert values.flatten().argmax() == 5, method
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"method": "nope"}, "method: must be one of raw, rollout"),
+        ({"method": "raw", "layer": 3}, "layer: must be 0 to 2, got 3"),
+        ({"method": "raw", "head": 4}, "head: must be 0 to 3, got 4"),
+        ({"query": (2, 0)}, r"query: must be within 2 rows and 3 columns of patches, got \(2, 0\)"),
+        ({"targets": torch.tensor([0, 5])}, "targets: must be a class from 0 to 4"),
+        ({"targets": torch.tensor([0])}, "targets: must be a class from 0 to 4 for each picture"),
+    ],
+)
+def test_what_does_not_exist_is_named(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        attention_maps(build(), images(), **arguments)
+
+
+def test_a_model_without_a_head_has_no_maps_of_a_class() -> None:
+    model = VisionTransformer(replace(TINY, classes=0))
+    assert isinstance(model.head, nn.Identity)
+    with pytest.raises(ConfigError, match="needs a class score, and the model has no classes"):
+        attention_maps(model, images(), method="generic")
+    assert attention_maps(model, images(), method="rollout").values.shape == (2, 2, 3)

@@ -1,0 +1,1 @@
+"""From a trace to maps: what a model attended to, which patches spoke for a class."""

@@ -1,0 +1,242 @@
+"""Maps of pictures: which patches a prediction came from, by a method of choice.
+
+Letters: B batch, C channels, H W height and width in pixels, N tokens of which the first P stand for no patch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vit.errors import ConfigError
+from vit.explain.methods import (
+    attention_row,
+    generic_attention,
+    grad_cam,
+    gradient_rollout,
+    legrad_layer,
+    rollout,
+)
+from vit.models.vision import VisionTransformer
+from vit.nn.state import Record, Trace
+
+Method = Literal["raw", "rollout", "gradient-rollout", "generic", "legrad", "grad-cam", "integrated-gradients", "norm"]
+Query = Literal["cls"] | tuple[int, int]
+
+FOR_A_CLASS = ("gradient-rollout", "generic", "legrad", "grad-cam", "integrated-gradients")
+"""methods whose map is of one class, by gradients of its score"""
+METHODS = ("raw", "rollout", *FOR_A_CLASS, "norm")
+
+
+@dataclass(frozen=True)
+class Maps:
+    """`values` float32 [B, rows, columns], the higher the more a patch mattered; and how they were computed.
+
+    `targets` are the classes that the maps are of, for methods of a class; `settings` the method's own.
+    """
+
+    values: Tensor
+    method: str
+    targets: list[int] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def attention_maps(
+    model: VisionTransformer,
+    images: Tensor,
+    *,
+    method: str = "generic",
+    layer: int | None = None,
+    head: int | None = None,
+    query: Query = "cls",
+    targets: Tensor | None = None,
+    steps: int = 32,
+) -> Maps:
+    """Maps of normalised images [B, C, H, W].
+
+    `layer` and `head` choose for `raw` (None: the last layer, the mean of all heads), `layer` also for `norm`; `query`
+    is what asks: "cls" for what the model pools by, or (row, column) of a patch. `targets` [B] are the classes of the
+    methods that have one, None for the predicted ones. `steps` is for integrated gradients. Raises ConfigError for a
+    method, layer, head, query or class that does not exist.
+    """
+    a = model.architecture
+    grid = (images.shape[-2] // a.patch_size[0], images.shape[-1] // a.patch_size[1])
+    _check(model, method, layer, head, query, grid)
+    training = model.training
+    try:
+        model.eval()
+        with torch.enable_grad() if method in FOR_A_CLASS else torch.no_grad():
+            targets = _targets(model, images, targets) if method in FOR_A_CLASS else None
+            values = _values(model, images, method, layer, head, query, targets, steps, grid)
+    finally:
+        model.train(training)
+    patches = values.detach().float().unflatten(1, grid)
+    settings = {"layer": layer, "head": head, "query": list(query) if isinstance(query, tuple) else query}
+    if method == "integrated-gradients":
+        settings["steps"] = steps
+    return Maps(patches, method, None if targets is None else targets.tolist(), settings)
+
+
+def pool_weights(model: VisionTransformer, trace: Trace, fuse: Callable[[Record], Tensor] | None = None) -> Tensor:
+    """What the pooled vector is made of, as weights of the tokens [B, N].
+
+    The class token alone; the patches, alike; or the row of attention pooling, which `fuse` reads off its record (None:
+    the mean of all heads).
+    """
+    a, tokens = model.architecture, trace.tokens[-1]
+    weights = tokens.new_zeros(tokens.shape[:2], dtype=torch.float32)
+    if a.pool == "class":
+        weights[:, : 1 + int(a.distilled)] = 1 / (1 + int(a.distilled))
+    elif a.pool == "mean":
+        weights[:, a.prefix :] = 1 / (tokens.shape[1] - a.prefix)
+    else:
+        (record,) = trace.pool
+        row = attention_row(record, 0) if fuse is None else fuse(record)
+        weights[:, tokens.shape[1] - row.shape[1] :] = row
+    return weights
+
+
+def _values(
+    model: VisionTransformer,
+    images: Tensor,
+    method: str,
+    layer: int | None,
+    head: int | None,
+    query: Query,
+    targets: Tensor | None,
+    steps: int,
+    grid: tuple[int, int],
+) -> Tensor:
+    """The map over the patches [B, rows * columns]."""
+    prefix = model.architecture.prefix
+    if targets is not None and method == "integrated-gradients":
+        return _integrated_gradients(model, images, targets, steps)
+    trace = Trace()
+    scores = model(images, trace=trace)
+    if targets is not None:
+        chosen = scores.gather(1, targets[:, None]).sum()
+        return _of_a_class(model, trace, chosen, method, query, targets, grid)[:, prefix:]
+    if method == "norm":
+        return trace.tokens[-1 if layer is None else layer].norm(dim=-1)[:, prefix:]
+    if method == "raw":
+        return _raw(model, trace, layer, head, query, grid)[:, prefix:]
+    return rollout(trace.self_attention, _start(model, trace, query, grid))[:, prefix:]
+
+
+def _of_a_class(
+    model: VisionTransformer,
+    trace: Trace,
+    score: Tensor,
+    method: str,
+    query: Query,
+    targets: Tensor,
+    grid: tuple[int, int],
+) -> Tensor:
+    prefix, records = model.architecture.prefix, trace.self_attention
+    if method == "grad-cam":
+        tokens = trace.tokens[-2] if len(trace.tokens) > 1 else trace.tokens[-1]
+        (gradient,) = torch.autograd.grad(score, tokens)
+        return grad_cam(tokens, gradient, prefix)
+    if method == "legrad":
+        return _legrad(model, trace, targets)
+    pools = trace.pool if query == "cls" else []
+    gradients = torch.autograd.grad(score, [record.output for record in (*records, *pools)])
+
+    def fuse(record: Record) -> Tensor:  # attention pooling is one more layer, of one query
+        by_weight = gradients[-1].float() @ record.v.float().transpose(-2, -1)
+        return (record.rows() * by_weight).clamp(min=0).mean(dim=1)[:, 0]
+
+    start = _start(model, trace, query, grid, fuse)
+    carry = generic_attention if method == "generic" else gradient_rollout
+    result: Tensor = carry(records, gradients[: len(records)], start)
+    return result
+
+
+def _legrad(model: VisionTransformer, trace: Trace, targets: Tensor) -> Tensor:
+    """The sum over the layers, each asked for the class score that its own tokens would have."""
+    total = torch.zeros(trace.tokens[0].shape[:2], device=trace.tokens[0].device)
+    for record, tokens in zip(trace.self_attention, trace.tokens, strict=True):
+        scores = model.score(model.norm(tokens))
+        score = scores.gather(1, targets[:, None]).sum()
+        (gradient,) = torch.autograd.grad(score, record.output, retain_graph=True)
+        total += legrad_layer(record, gradient)
+    return total
+
+
+def _integrated_gradients(model: VisionTransformer, images: Tensor, targets: Tensor, steps: int) -> Tensor:
+    """Integrated gradients (Sundararajan et al. 2017) from a picture of the mean colour, summed within each patch.
+
+    By the midpoints of `steps` pieces; the sum over the patches is the gain in score over the baseline.
+    """
+    total = torch.zeros_like(images)
+    for step in range(steps):
+        point = (images * ((step + 0.5) / steps)).detach().requires_grad_()
+        score = model(point).gather(1, targets[:, None]).sum()
+        total += torch.autograd.grad(score, point)[0]
+    rows, columns = model.architecture.patch_size
+    attributed = (images * total / steps).sum(dim=1)
+    return attributed.unfold(1, rows, rows).unfold(2, columns, columns).sum(dim=(-1, -2)).flatten(1)
+
+
+def _raw(
+    model: VisionTransformer, trace: Trace, layer: int | None, head: int | None, query: Query, grid: tuple[int, int]
+) -> Tensor:
+    a, records = model.architecture, trace.self_attention
+    record = records[-1 if layer is None else layer]
+    if query != "cls":
+        return attention_row(record, _place(query, grid, a.prefix), head)
+    if a.pool == "class":
+        return attention_row(record, 0, head)
+    if a.pool == "attention" and layer is None:
+        return pool_weights(model, trace, lambda pool: attention_row(pool, 0, head))
+    # what the patches attend to, all alike
+    heads = None if head is None else [head]
+    queries = range(a.prefix, record.q.shape[2])
+    return torch.stack([record.rows(heads=heads, queries=[i])[:, :, 0].mean(dim=1) for i in queries]).mean(dim=0)
+
+
+def _start(
+    model: VisionTransformer,
+    trace: Trace,
+    query: Query,
+    grid: tuple[int, int],
+    fuse: Callable[[Record], Tensor] | None = None,
+) -> Tensor:
+    if query == "cls":
+        return pool_weights(model, trace, fuse)
+    start = torch.zeros(trace.tokens[-1].shape[:2], device=trace.tokens[-1].device)
+    start[:, _place(query, grid, model.architecture.prefix)] = 1.0
+    return start
+
+
+def _place(query: Query, grid: tuple[int, int], prefix: int) -> int:
+    assert isinstance(query, tuple)
+    return prefix + query[0] * grid[1] + query[1]
+
+
+def _targets(model: VisionTransformer, images: Tensor, targets: Tensor | None) -> Tensor:
+    classes = model.architecture.classes
+    if targets is None:
+        with torch.no_grad():
+            return model(images).argmax(dim=1)
+    if targets.shape != images.shape[:1] or targets.min() < 0 or targets.max() >= classes:
+        raise ConfigError(f"targets: must be a class from 0 to {classes - 1} for each picture, got {targets.tolist()}")
+    return targets.to(images.device)
+
+
+def _check(
+    model: VisionTransformer, method: str, layer: int | None, head: int | None, query: Query, grid: tuple[int, int]
+) -> None:
+    a = model.architecture
+    if method not in METHODS:
+        raise ConfigError(f"method: must be one of {', '.join(METHODS)}, got {method!r}")
+    if method in FOR_A_CLASS and not a.classes:
+        raise ConfigError(f"method {method}: needs a class score, and the model has no classes")
+    if layer is not None and not -a.depth <= layer < a.depth:
+        raise ConfigError(f"layer: must be 0 to {a.depth - 1}, got {layer}")
+    if head is not None and not 0 <= head < a.heads:
+        raise ConfigError(f"head: must be 0 to {a.heads - 1}, got {head}")
+    if query != "cls" and not (0 <= query[0] < grid[0] and 0 <= query[1] < grid[1]):
+        raise ConfigError(f"query: must be within {grid[0]} rows and {grid[1]} columns of patches, got {query}")
