@@ -4,15 +4,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vit.api import Classifier, Prediction, load
+    from vit.api import Classifier, Prediction, attention_maps, load
     from vit.models.huggingface import from_huggingface
     from vit.models.timm import from_timm, to_timm
 
 __version__ = "0.1.0"
-__all__ = ["Classifier", "Prediction", "__version__", "from_huggingface", "from_timm", "load", "to_timm"]
+__all__ = [
+    "Classifier",
+    "Prediction",
+    "__version__",
+    "attention_maps",
+    "from_huggingface",
+    "from_timm",
+    "load",
+    "to_timm",
+]
 
 _PLACES = {
-    "vit.api": ("Classifier", "Prediction", "load"),
+    "vit.api": ("Classifier", "Prediction", "attention_maps", "load"),
     "vit.models.huggingface": ("from_huggingface",),
     "vit.models.timm": ("from_timm", "to_timm"),
 }

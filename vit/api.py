@@ -14,9 +14,11 @@ from vit.data.config import Preprocessing
 from vit.data.decode import decode, upright_rgb
 from vit.data.normalise import Normalise, as_tensor
 from vit.data.transforms import EvaluationTransform
-from vit.errors import ConfigError
+from vit.errors import ConfigError, display_path
+from vit.explain.maps import Maps, Query
+from vit.explain.maps import attention_maps as maps_of
 from vit.models.file import ModelFile, Weights, build_network
-from vit.models.sources import load_model
+from vit.models.sources import load_model, near
 from vit.models.vision import VisionTransformer
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
@@ -68,7 +70,7 @@ class Classifier:
         self.require_classes()
         predictions = []
         with torch.inference_mode():
-            for batch in self._batches(images, batch_size):
+            for batch in self.batches(images, batch_size):
                 probabilities = self.network(batch).float().softmax(dim=1)
                 predictions += self.named(probabilities, top)
         return predictions
@@ -76,7 +78,7 @@ class Classifier:
     def features(self, images: Picture | Sequence[Picture], *, batch_size: int = 32) -> Tensor:
         """One vector a picture [B, D], fp32 on the CPU: what the head sees."""
         with torch.inference_mode():
-            parts = [self.network.features(batch).float().cpu() for batch in self._batches(images, batch_size)]
+            parts = [self.network.features(batch).float().cpu() for batch in self.batches(images, batch_size)]
         return torch.cat(parts) if parts else torch.empty(0, self.network.architecture.dim)
 
     def named(self, probabilities: Tensor, top: int) -> list[Prediction]:
@@ -88,6 +90,15 @@ class Classifier:
             predictions.append(Prediction(tuple(self.classes[i] for i in row), tuple(chances), words))
         return predictions
 
+    def class_number(self, name: str | int) -> int:
+        """The number of a class by its name, or by what it is in words. Raises ConfigError naming the nearest."""
+        if isinstance(name, int):
+            return name
+        known = [*self.classes, *(self.descriptions or ())]
+        if name not in known:
+            raise ConfigError(f"no class {display_path(name)}{near(name, known)}")
+        return known.index(name) % len(self.classes)
+
     def require_classes(self) -> None:
         """Raise ConfigError for a model without a head, which has features and no classes."""
         if not self.classes:
@@ -97,7 +108,8 @@ class Classifier:
         """One picture of any size and kind -> uint8 [3, H, W] of the model's size."""
         return as_tensor(self.transform(_as_array(image)))
 
-    def _batches(self, images: Any, batch_size: int) -> Iterator[Tensor]:
+    def batches(self, images: Any, batch_size: int) -> Iterator[Tensor]:
+        """Pictures of any kind as the network takes them, float [B, 3, H, W] on its device."""
         if isinstance(images, Tensor) and images.is_floating_point():
             if images.dim() != 4:
                 raise ValueError(f"preprocessed images must be float [B, 3, H, W], got {list(images.shape)}")
@@ -129,6 +141,33 @@ def classifier_of(
     network = build_network(model, weights, source=source)
     preprocessing = Preprocessing.from_json(model.preprocessing)
     return Classifier(network, model.classes, preprocessing, device or best_device(), descriptions=model.descriptions)
+
+
+def attention_maps(
+    model: Classifier,
+    images: Picture | Sequence[Picture],
+    *,
+    method: str = "generic",
+    layer: int | None = None,
+    head: int | None = None,
+    query: Query = "cls",
+    target: str | int | None = None,
+) -> Maps:
+    """Which patches mattered: `.values` float32 [B, rows, columns] of the part of each picture that the model sees.
+
+    `method` is one of `vit.explain.maps.METHODS`; `layer` and `head` are for "raw", `layer` also for "norm"; `query` is
+    "cls", for what the model pools by, or (row, column) of a patch; `target` is a class, by name or number, None for
+    the predicted one. Raises ConfigError for what does not exist, UnreadableImage for a file that cannot be decoded.
+    """
+    parts = []
+    for batch in model.batches(images, batch_size=8):
+        targets = None if target is None else torch.full((len(batch),), model.class_number(target))
+        parts.append(maps_of(model.network, batch, method=method, layer=layer, head=head, query=query, targets=targets))
+    if not parts:
+        raise ConfigError("images: there are none")
+    values = torch.cat([part.values.cpu() for part in parts])
+    asked = [number for part in parts for number in part.targets or ()]
+    return Maps(values, method, asked or None, parts[0].settings)
 
 
 def best_device() -> str:

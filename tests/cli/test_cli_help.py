@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from vit.cli import data, evaluate, export, models, predict, soup
+from vit.cli import attention, data, evaluate, export, models, predict, soup
 from vit.cli.config import leaf_keys
 
 ROOT = Path(__file__).parent.parent.parent
@@ -40,13 +40,16 @@ OPTIONS = {
     "predict": "MODEL PATH --top --format --out --batch-size --weights --device",
     "data check": "DATA --json",
     "data make digits": "OUT",
+    "attention": "MODEL IMAGE --method --layer --head --query --class --compare --out --weights --device",
     "models": "PATTERN",
     "export": "MODEL --format --out --weights",
     "soup": "MODEL --data --split --out --batch-size --workers --accelerator",
 }
-MAINS = {"evaluate": evaluate, "predict": predict, "data": data, "models": models, "export": export, "soup": soup}
+MAINS = {
+    module.__name__.rpartition(".")[2]: module for module in (attention, data, evaluate, export, models, predict, soup)
+}
 
-COMMANDS = ["train", "evaluate", "predict", "data check", "data make digits", "models", "export", "soup"]
+COMMANDS = ["train", "evaluate", "predict", "data check", "data make digits", "models", "export", "soup", "attention"]
 
 
 def test_the_keys_of_a_configuration_are_these() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vit.errors import ConfigError
 from vit.explain import methods
-from vit.explain.maps import FOR_A_CLASS, METHODS, Maps, attention_maps
+from vit.explain.maps import FOR_A_CLASS, METHODS, Maps, attention_maps, head_maps
 from vit.explain.methods import distances, entropies, rollout
 from vit.models.architecture import Rope, VisionArchitecture
 from vit.models.vision import VisionTransformer
@@ -163,6 +163,10 @@ def test_raw_rows_are_those_of_the_softmax(name: str, monkeypatch: pytest.Monkey
         for head in range(4):
             maps = attention_maps(model, x, method="raw", layer=layer, head=head, query=(1, 2))
             close(maps, explicit.matrices[layer][:, head, prefix + 5], prefix)
+    every = head_maps(model, x, query=(1, 2))
+    assert every.shape == (2, 3, 4, 2, 3)
+    for layer, matrix in enumerate(explicit.matrices[:3]):
+        torch.testing.assert_close(every[:, layer].flatten(2), matrix[:, :, prefix + 5, prefix:], rtol=1e-5, atol=1e-6)
     if model.architecture.pool == "class":
         close(attention_maps(model, x, method="raw"), explicit.matrices[2].mean(dim=1)[:, 0], prefix)
     if name == "mean":

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from vit.errors import ConfigError, VitError, display_path
 
-COMMANDS = ("train", "evaluate", "predict", "data", "models", "export", "soup")
+COMMANDS = ("train", "evaluate", "predict", "attention", "data", "models", "export", "soup")
 
 HELP = """usage: vit COMMAND ...
 
@@ -19,6 +19,7 @@ One transformer block, from image folders to captions.
   vit train DATA              train a Vision Transformer on a folder of pictures, a folder a class
   vit evaluate MODEL DATA     honest numbers of a trained model: accuracy, per class, calibration, worst mistakes
   vit predict MODEL PATH...   labels for pictures, as JSON lines or CSV
+  vit attention MODEL IMAGE...  what a model looks at: maps over pictures
   vit data check DATA         broken files, duplicates across splits, class counts
   vit data make digits OUT    a small data set of real handwritten digits to try things with
   vit models [PATTERN]        the named sizes, and the pretrained weights there are
@@ -91,6 +92,10 @@ def _command(name: str) -> Callable[[list[str]], int]:
         from vit.cli import predict
 
         return predict.main
+    if name == "attention":
+        from vit.cli import attention
+
+        return attention.main
     if name == "data":
         from vit.cli import data
 

@@ -47,6 +47,16 @@ class EvaluationTransform:
         top, left = (_centre(have, want) for have, want in zip(fitted, self.size, strict=True))
         return np.array(picture.crop((left, top, left + self.size[1], top + self.size[0])))
 
+    def seen(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """The part of a picture [H, W] that the model sees: top, left, bottom, right in its pixels.
+
+        It reaches beyond the picture where margins are added.
+        """
+        fitted = self._fitted_size(height, width)
+        top, left = ((have - want) / 2 for have, want in zip(fitted, self.size, strict=True))
+        down, across = height / fitted[0], width / fitted[1]
+        return top * down, left * across, (top + self.size[0]) * down, (left + self.size[1]) * across
+
     def _fitted_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the whole picture after resizing, rounded as torchvision and timm round."""
         if self.preprocessing.resize == "squash":

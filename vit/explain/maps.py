@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vit.errors import ConfigError
 from vit.explain.methods import (
+    CHUNK,
     attention_row,
     generic_attention,
     grad_cam,
@@ -77,6 +78,18 @@ def attention_maps(
     if method == "integrated-gradients":
         settings["steps"] = steps
     return Maps(patches, method, None if targets is None else targets.tolist(), settings)
+
+
+@torch.no_grad()
+def head_maps(model: VisionTransformer, images: Tensor, *, query: Query = "cls") -> Tensor:
+    """Raw attention of every layer and head, in one pass: images [B, C, H, W] -> [B, layers, heads, rows, columns]."""
+    a = model.architecture
+    grid = (images.shape[-2] // a.patch_size[0], images.shape[-1] // a.patch_size[1])
+    _check(model, "raw", None, None, query, grid)
+    trace = Trace()
+    model(images, trace=trace)
+    rows = [_rows_of_heads(model, record, query, grid)[..., a.prefix :] for record in trace.self_attention]
+    return torch.stack(rows, dim=1).unflatten(-1, grid)
 
 
 def pool_weights(model: VisionTransformer, trace: Trace, fuse: Callable[[Record], Tensor] | None = None) -> Tensor:
@@ -183,18 +196,24 @@ def _integrated_gradients(model: VisionTransformer, images: Tensor, targets: Ten
 def _raw(
     model: VisionTransformer, trace: Trace, layer: int | None, head: int | None, query: Query, grid: tuple[int, int]
 ) -> Tensor:
-    a, records = model.architecture, trace.self_attention
-    record = records[-1 if layer is None else layer]
-    if query != "cls":
-        return attention_row(record, _place(query, grid, a.prefix), head)
-    if a.pool == "class":
-        return attention_row(record, 0, head)
-    if a.pool == "attention" and layer is None:
+    if layer is None and query == "cls" and model.architecture.pool == "attention":
         return pool_weights(model, trace, lambda pool: attention_row(pool, 0, head))
-    # what the patches attend to, all alike
-    heads = None if head is None else [head]
-    queries = range(a.prefix, record.q.shape[2])
-    return torch.stack([record.rows(heads=heads, queries=[i])[:, :, 0].mean(dim=1) for i in queries]).mean(dim=0)
+    rows = _rows_of_heads(model, trace.self_attention[-1 if layer is None else layer], query, grid)
+    return rows.mean(dim=1) if head is None else rows[:, head]
+
+
+def _rows_of_heads(model: VisionTransformer, record: Record, query: Query, grid: tuple[int, int]) -> Tensor:
+    """What each head attends to [B, H, N]: asked by a patch, the class token, or by all patches alike without one."""
+    a = model.architecture
+    if query != "cls":
+        return record.rows(queries=[_place(query, grid, a.prefix)])[:, :, 0]
+    if a.pool == "class":
+        return record.rows(queries=[0])[:, :, 0]
+    count = record.q.shape[2]
+    chunks = torch.arange(a.prefix, count).split(CHUNK)
+    return torch.stack([record.rows(queries=part.tolist()).sum(dim=2) for part in chunks]).sum(dim=0) / (
+        count - a.prefix
+    )
 
 
 def _start(

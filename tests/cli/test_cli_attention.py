@@ -1,0 +1,132 @@
+"""`vit attention`: what it writes, what it says, what it refuses."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vit.api import attention_maps, load
+from vit.explain.maps import METHODS
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    noise = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def test_every_method_writes_a_picture_and_its_numbers(
+    vit: Any, trained_run: Path, picture: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "maps"
+    words = [word for method in METHODS for word in ("--method", method)]
+    outcome = vit("attention", trained_run, picture, *words, "--out", out, "--device", "cpu")
+    assert (outcome.code, outcome.out, outcome.err) == (0, f"maps       {out}\n", "")
+    names = {f"photo.{method}.{ending}" for method in METHODS for ending in ("png", "npy")}
+    assert {path.name for path in out.iterdir()} == names | {"photo.heads.png", "maps.json"}
+    (entry,) = json.loads((out / "maps.json").read_text())
+    assert entry["path"] == str(picture)
+    assert entry["answer"].startswith("answer ")
+    assert list(entry["maps"]) == list(METHODS)
+    model = load(trained_run, device="cpu")
+    for method in METHODS:
+        values = np.load(out / f"photo.{method}.npy")
+        expected = attention_maps(model, picture, method=method)
+        np.testing.assert_allclose(values, expected.values[0], rtol=1e-5, atol=1e-6)
+        with Image.open(out / f"photo.{method}.png") as drawn:
+            assert drawn.width == 5 * 50  # small pictures are shown larger
+            assert drawn.height > 5 * 30
+    assert entry["maps"]["generic"]["of"] in ("blue", "green", "red")
+
+
+def test_layer_head_query_and_class_are_those_of_the_python_function(
+    vit: Any, trained_run: Path, picture: Path, tmp_path: Path
+) -> None:
+    model, out = load(trained_run, device="cpu"), tmp_path / "maps"
+    words = ["--method=raw", "--method=generic", "--layer=0", "--head=1", "--query=1,0", "--class=red", "--device=cpu"]
+    assert vit("attention", trained_run, picture, *words, "--out", out).code == 0
+    raw = attention_maps(model, picture, method="raw", layer=0, head=1, query=(1, 0))
+    np.testing.assert_allclose(np.load(out / "photo.raw.npy"), raw.values[0], rtol=1e-5, atol=1e-6)
+    generic = attention_maps(model, picture, query=(1, 0), target="red")
+    np.testing.assert_allclose(np.load(out / "photo.generic.npy"), generic.values[0], rtol=1e-5, atol=1e-6)
+    assert generic.targets == [2]
+
+
+def test_two_classes_are_compared_by_the_difference_of_their_maps(
+    vit: Any, trained_run: Path, picture: Path, tmp_path: Path
+) -> None:
+    out, model = tmp_path / "maps", load(trained_run, device="cpu")
+    assert vit("attention", trained_run, picture, "--compare=red,blue", "--out", out, "--device=cpu").code == 0
+    red, blue = (attention_maps(model, picture, target=name).values[0] for name in ("red", "blue"))
+    np.testing.assert_allclose(np.load(out / "photo.generic.npy"), red - blue, rtol=1e-4, atol=1e-6)
+    (entry,) = json.loads((out / "maps.json").read_text())
+    assert entry["maps"]["generic"]["of"] == "red minus blue"
+
+
+def test_pictures_of_the_same_name_keep_files_of_their_own_and_broken_ones_are_named(
+    vit: Any, trained_run: Path, colour_folder: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    for name in ("a", "b"):
+        (data / name).mkdir(parents=True)
+        (data / name / "same.jpg").write_bytes((colour_folder / "red" / "00.jpg").read_bytes())
+    (data / "<b>&.jpg").write_bytes((colour_folder / "red" / "00.jpg").read_bytes())
+    (data / "cut.jpg").write_bytes((colour_folder / "red" / "00.jpg").read_bytes()[:-200])
+    out = tmp_path / "maps"
+    outcome = vit("attention", trained_run, data, "--method=rollout", "--out", out, "--device=cpu")
+    assert outcome.code == 1
+    assert "cut.jpg: truncated" in outcome.err
+    assert len(list(out.glob("same-*.rollout.png"))) == 2
+    assert (out / "<b>&.rollout.png").exists()
+    assert sum("error" in entry for entry in json.loads((out / "maps.json").read_text())) == 1
+
+
+def test_several_pictures_at_once_are_what_each_is_alone(trained_run: Path, picture: Path, colour_folder: Path) -> None:
+    model = load(trained_run, device="cpu")
+    pictures = [picture, *sorted((colour_folder / "red").iterdir())]
+    together = attention_maps(model, pictures, method="generic", target="green").values
+    alone = torch.cat([attention_maps(model, one, method="generic", target="green").values for one in pictures])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "complaint"),
+    [
+        (["--query=9,9"], 2, "query: must be within 2 rows and 2 columns of patches"),
+        (["--query=x"], 2, "--query: must be ROW,COL"),
+        (["--method=raw", "--layer=7"], 2, "layer: must be 0 to 1, got 7"),
+        (["--method=raw", "--head=7"], 2, "head: must be 0 to 1, got 7"),
+        (["--class=rad"], 2, "no class rad; near it: red"),
+        (["--compare=red"], 2, "--compare: must be two classes"),
+        (["--compare=red,pink"], 2, "no class pink"),
+        (["--method=nope"], 2, "invalid choice"),
+    ],
+)
+def test_what_does_not_exist_is_refused(
+    words: list[str],
+    code: int,
+    complaint: str,
+    refused: Callable[..., str],
+    trained_run: Path,
+    picture: Path,
+    tmp_path: Path,
+) -> None:
+    said = refused("attention", trained_run, picture, *words, "--out", tmp_path / "maps", "--device=cpu", code=code)
+    assert complaint in said
+
+
+def test_nothing_to_read_and_nowhere_to_write(
+    refused: Callable[..., str], trained_run: Path, picture: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    assert "--out" in refused("attention", trained_run, picture, "--out", tmp_path / "file" / "x", code=2)
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8\xff")
+    outcome = refused("attention", trained_run, tmp_path / "nope.jpg", "--out", tmp_path / "maps", code=1)
+    assert "nope.jpg" in outcome

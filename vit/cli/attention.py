@@ -1,0 +1,190 @@
+"""`vit attention MODEL IMAGE...`."""
+
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vit.cli.arguments import MODEL_HELP, Parser, announce
+from vit.errors import ConfigError, DataError, UnreadableImage, display_path
+from vit.files import whole_file, write_text
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vit.api import Classifier
+    from vit.explain.maps import Query
+
+log = logging.getLogger("vit")
+
+_LARGE_ENOUGH = 160
+"""pixels of the short side; smaller pictures are shown several times as large, by whole numbers"""
+
+METHODS = ("raw", "rollout", "gradient-rollout", "generic", "legrad", "grad-cam", "integrated-gradients", "norm")
+
+
+@dataclass
+class Request:
+    """What was asked for, checked against the model."""
+
+    methods: list[str]
+    layer: int | None
+    head: int | None
+    query: "Query"
+    target: int | None
+    compare: tuple[int, int] | None
+
+
+def main(argv: list[str]) -> int:
+    """Parse, then draw. Returns the exit code: 1 where a picture could not be read."""
+    parser = Parser(prog="vit attention", description="What a model looks at: maps of patches over pictures.")
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="files, folders, globs")
+    parser.add_argument("--method", action="append", choices=METHODS, help="can stand several times (default: generic)")
+    parser.add_argument("--layer", type=int, help="of raw and norm, from 0 (default: the last)")
+    parser.add_argument("--head", type=int, help="of raw, from 0 (default: the mean of all)")
+    parser.add_argument(
+        "--query", default="cls", help="what asks: ROW,COL of a patch (default: what the model pools by)"
+    )
+    parser.add_argument("--class", dest="target", metavar="NAME", help="whose map (default: the predicted class)")
+    parser.add_argument("--compare", metavar="NAME,NAME", help="the difference of two classes' maps")
+    parser.add_argument("--out", default="attention", help="folder to write to (default: attention)")
+    parser.add_argument("--weights", choices=("ema", "raw"), help="averaged or raw weights (default: averaged if any)")
+    parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
+    options = parser.parse_args(argv)
+
+    from vit.api import classifier_of
+    from vit.data.folders import find_images
+    from vit.models.sources import load_model
+
+    model = load_model(options.model)
+    classifier = classifier_of(model, options.model, weights=options.weights, device=options.device)
+    request = _request(options, classifier)
+    paths = list(find_images(options.images))
+    folder = Path(options.out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {display_path(folder)}: {(error.strerror or str(error)).lower()}") from error
+    announce(model)
+    return draw(classifier, paths, request, folder)
+
+
+def draw(classifier: "Classifier", paths: list[str], request: Request, folder: Path) -> int:
+    """Write the maps of every picture, and `maps.json` of what was computed. Returns the exit code."""
+    from tqdm import tqdm
+
+    from vit.data.decode import decode
+
+    entries, failed = [], 0
+    bar = tqdm(paths, unit=" pictures", delay=2, leave=False, disable=not sys.stderr.isatty())
+    for number, path in enumerate(bar):
+        try:
+            picture = decode(path)
+        except UnreadableImage as error:
+            failed += 1
+            entries.append({"path": path, "error": error.reason})
+            bar.write(f"vit: {display_path(path)}: {error.reason}", file=sys.stderr)
+            continue
+        entries.append({"path": path, **_draw_one(classifier, picture, request, folder / _stem(path, number, paths))})
+    if failed == len(paths):
+        raise DataError(f"none of the {failed} pictures could be read")
+    write_text(folder / "maps.json", json.dumps(entries, indent=1) + "\n")
+    log.info("maps       %s", display_path(folder))
+    return 1 if failed else 0
+
+
+def _draw_one(classifier: "Classifier", picture: "np.ndarray", request: Request, stem: Path) -> dict[str, Any]:
+    """The maps of one picture: an overlay and the numbers a method, and raw attention of all heads of all layers."""
+    import numpy as np
+    import torch
+
+    from vit.explain.maps import FOR_A_CLASS, attention_maps, head_maps
+    from vit.explain.pictures import Box, contact_sheet, overlay
+
+    network = classifier.network
+    images = classifier.normalise(classifier.prepare(picture)[None].to(classifier.device))
+    times = max(1, _LARGE_ENOUGH // min(picture.shape[:2]))
+    box = Box(*(times * side for side in classifier.transform.seen(*picture.shape[:2])))
+    shown_picture = picture.repeat(times, axis=0).repeat(times, axis=1)
+    answer = "" if not classifier.classes else _answer(classifier, images)
+    written: dict[str, Any] = {"answer": answer, "maps": {}}
+
+    def computed(method: str, target: int | None) -> Any:
+        targets = None if target is None or method not in FOR_A_CLASS else torch.tensor([target])
+        return attention_maps(
+            network,
+            images,
+            method=method,
+            layer=request.layer,
+            head=request.head,
+            query=request.query,
+            targets=targets,
+        )
+
+    for method in request.methods:
+        difference = request.compare is not None and method in FOR_A_CLASS
+        if request.compare is not None and difference:
+            one, other = (computed(method, target) for target in request.compare)
+            values, shown = one.values[0] - other.values[0], " minus ".join(_names(classifier, request.compare))
+            settings = one.settings
+        else:
+            maps = computed(method, request.target)
+            values, settings = maps.values[0], maps.settings
+            shown = "" if maps.targets is None else _names(classifier, maps.targets)[0]
+        array = values.cpu().numpy()
+        caption = f"{method}{f' of {shown}' if shown else ''}; {answer}".rstrip("; ")
+        _save(Path(f"{stem}.{method}.png"), overlay(shown_picture, array, box, caption, difference=difference))
+        with whole_file(Path(f"{stem}.{method}.npy")) as temporary, temporary.open("wb") as file:
+            np.save(file, array)
+        written["maps"][method] = {"of": shown, "settings": settings, "file": f"{stem.name}.{method}"}
+    heads = head_maps(network, images, query=request.query)[0].cpu().numpy()
+    _save(Path(f"{stem}.heads.png"), contact_sheet(heads))
+    return written
+
+
+def _answer(classifier: "Classifier", images: Any) -> str:
+    import torch
+
+    with torch.inference_mode():
+        (prediction,) = classifier.named(classifier.network(images).float().softmax(dim=1), 1)
+    name = prediction.classes[0] if prediction.descriptions is None else prediction.descriptions[0]
+    return f"answer {name} ({prediction.probabilities[0]:.0%})"
+
+
+def _names(classifier: "Classifier", targets: "list[int] | tuple[int, ...]") -> list[str]:
+    return [(classifier.descriptions or classifier.classes)[target] for target in targets]
+
+
+def _request(options: Any, classifier: "Classifier") -> Request:
+    compare = None
+    if options.compare is not None:
+        names = options.compare.split(",")
+        if len(names) != 2:
+            raise ConfigError(f"--compare: must be two classes, NAME,NAME, got {options.compare}")
+        compare = (classifier.class_number(names[0]), classifier.class_number(names[1]))
+    query: Query = "cls"
+    if options.query != "cls":
+        numbers = options.query.split(",")
+        if len(numbers) != 2 or not all(number.strip().isdecimal() for number in numbers):
+            raise ConfigError(f"--query: must be ROW,COL, such as 3,5, got {options.query}")
+        query = (int(numbers[0]), int(numbers[1]))
+    target = None if options.target is None else classifier.class_number(options.target)
+    methods = options.method or ["generic" if classifier.classes else "rollout"]
+    return Request(list(dict.fromkeys(methods)), options.layer, options.head, query, target, compare)
+
+
+def _stem(path: str, number: int, paths: list[str]) -> str:
+    """The name of a picture's files: its own without the ending, with a number where several have the same."""
+    stem = display_path(Path(path).stem)
+    alike = sum(Path(other).stem == Path(path).stem for other in paths)
+    return stem if alike == 1 else f"{stem}-{number:0{len(str(len(paths)))}}"
+
+
+def _save(path: Path, pixels: "np.ndarray") -> None:
+    from PIL import Image
+
+    with whole_file(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")
