@@ -78,10 +78,11 @@ class Attention(nn.Module):
         else:
             q = self.q_norm(self._split(self._project(x, slice(0, self.dim)))[0])
             k, v = self._context_keys(context, cache)
-        y = attention(q, k, v, mask=mask, causal=causal, dropout=self.attention_dropout if self.training else 0.0)
+        x = attention(q, k, v, mask=mask, causal=causal, dropout=self.attention_dropout if self.training else 0.0)
         if trace is not None:
-            trace.append(Record(q, k, v, y, mask, causal))
-        return self.proj_drop(self.proj(self.norm(y.transpose(1, 2).flatten(2))))
+            trace.append(Record(q, k, v, x, mask, causal))
+        x = self.norm(x.transpose(1, 2).flatten(2))
+        return self.proj_drop(self.proj(x))
 
     def _context_keys(self, context: Tensor, cache: KeyValues | None) -> tuple[Tensor, Tensor]:
         if cache is not None and cache.k is not None and cache.v is not None:

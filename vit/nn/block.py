@@ -84,6 +84,7 @@ class Block(nn.Module):
             trace=None if trace is None else trace.self_attention,
         )
         x = x + self._drop(self.ls1(y))
+        del y  # memory that the MLP can use
         if self.cross_attn is not None and context is not None:
             y = self.cross_attn(
                 self.cross_norm(x),

@@ -43,7 +43,9 @@ class MLP(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.norm(self.drop(self.activation(self.fc1(x))))))
+        x = self.activation(self.fc1(x))  # the name is used again so that memory is, too
+        x = self.norm(self.drop(x))
+        return self.drop(self.fc2(x))
 
 
 class SwiGLU(nn.Module):
@@ -63,4 +65,5 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.fc1(x).chunk(2, dim=-1)
-        return self.drop(self.fc2(self.norm(self.drop(F.silu(gate) * value))))
+        x = self.norm(self.drop(F.silu(gate) * value))
+        return self.drop(self.fc2(x))
