@@ -98,12 +98,15 @@ def test_several_pictures_at_once_are_what_each_is_alone(trained_run: Path, pict
 @pytest.mark.parametrize(
     ("words", "code", "complaint"),
     [
-        (["--query=9,9"], 2, "query: must be within 2 rows and 2 columns of patches"),
+        (["--query=9,9"], 2, "query: the patches are 0,0 to 1,1, got 9,9"),
         (["--query=x"], 2, "--query: must be ROW,COL"),
         (["--method=raw", "--layer=7"], 2, "layer: must be 0 to 1, got 7"),
         (["--method=raw", "--head=7"], 2, "head: must be 0 to 1, got 7"),
         (["--class=rad"], 2, "no class rad; near it: red"),
         (["--compare=red"], 2, "--compare: must be two classes"),
+        (["--compare=red,blue", "--method=raw"], 2, "--compare: is for gradient-rollout, generic"),
+        (["--compare=red,blue", "--class=red"], 2, "without --class"),
+        (["--method=norm", "--query=0,0"], 2, "query: is for raw, rollout, generic"),
         (["--compare=red,pink"], 2, "no class pink"),
         (["--method=nope"], 2, "invalid choice"),
     ],

@@ -54,8 +54,8 @@ def test_an_unknown_command_like_no_other_points_to_the_help(refused: Any, word:
         (["predict", "A", "B", "--top", "0"], "--top and --batch-size must be at least 1"),
         (["predict", "A", "B", "--batch-size=-1"], "--top and --batch-size must be at least 1"),
         (["predict", "A", "B", "--format", "xml"], "argument --format: invalid choice: 'xml'"),
-        (["models", "a", "b"], "vit models takes one PATTERN, got 2: a, b"),
-        (["models", "zz*"], "no size matches zz*; there are micro, mini, lite, Ti, S, B, L, H, So400m"),
+        (["models", "a", "b"], "unrecognized arguments: b; see vit models --help"),
+        (["models", "zz*"], "no size and no weights match zz*; try '*'"),
     ],
 )
 def test_wrong_use_exits_2(refused: Any, words: list[str], message: str) -> None:

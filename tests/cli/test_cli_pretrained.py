@@ -139,7 +139,7 @@ def test_models_that_do_not_belong_together_make_no_soup(
 ) -> None:
     words = refused("soup", trained_run, tuned, "--out", tmp_path / "soup.safetensors", code=2)
     assert "other classes or preprocessing" in words
-    assert "at least two models" in refused("soup", trained_run, "--out", tmp_path / "x", code=2)
+    assert "at least two models" in refused("soup", trained_run, "--out", tmp_path / "x.safetensors", code=2)
 
 
 def test_the_list_says_what_there_is_and_whether_it_is_here(

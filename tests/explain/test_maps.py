@@ -275,7 +275,7 @@ def test_a_patch_that_alone_changes_the_score_is_found() -> None:
         ({"method": "nope"}, "method: must be one of raw, rollout"),
         ({"method": "raw", "layer": 3}, "layer: must be 0 to 2, got 3"),
         ({"method": "raw", "head": 4}, "head: must be 0 to 3, got 4"),
-        ({"query": (2, 0)}, r"query: must be within 2 rows and 3 columns of patches, got \(2, 0\)"),
+        ({"query": (2, 0)}, "query: the patches are 0,0 to 1,2, got 2,0"),
         ({"targets": torch.tensor([0, 5])}, "targets: must be a class from 0 to 4"),
         ({"targets": torch.tensor([0])}, "targets: must be a class from 0 to 4 for each picture"),
     ],

@@ -109,7 +109,8 @@ def complaint(source: object, kind: type[VitError] = ModelFileError) -> str:
         ("timm:vit_tiny_patch16_224.augregg", "no weights augregg; there are augreg_in21k, augreg_in21k_ft_in1k"),
         ("timm:vit_tiny_patch16_384.nope", "no weights nope; there are augreg_in21k_ft_in1k"),
         ("timm:resnet18", None),
-        ("timm:", "timm has no model"),
+        ("timm:", "a name is missing"),
+        ("timm:vit_base_patch16_xp_224", "not supported from timm: block of the class ParallelScalingBlock"),
         ("timm:vit_base_patch16_gap_224", "timm has no pretrained weights of this model; give a file"),
     ],
 )

@@ -139,7 +139,7 @@ def _draw_one(classifier: "Classifier", picture: "np.ndarray", request: Request,
         _save(Path(f"{stem}.{method}.png"), overlay(shown_picture, array, box, caption, difference=difference))
         with whole_file(Path(f"{stem}.{method}.npy")) as temporary, temporary.open("wb") as file:
             np.save(file, array)
-        written["maps"][method] = {"of": shown, "settings": settings, "file": f"{stem.name}.{method}"}
+        written["maps"][method] = {"of": shown, "settings": settings, "file": f"{stem.name}.{method}.npy"}
     heads = head_maps(network, images, query=request.query)[0].cpu().numpy()
     _save(Path(f"{stem}.heads.png"), contact_sheet(heads))
     return written
@@ -159,8 +159,12 @@ def _names(classifier: "Classifier", targets: "list[int] | tuple[int, ...]") -> 
 
 
 def _request(options: Any, classifier: "Classifier") -> Request:
+    from vit.explain.maps import FOR_A_CLASS
+
     compare = None
     if options.compare is not None:
+        if options.target is not None or not set(options.method or ["generic"]) & set(FOR_A_CLASS):
+            raise ConfigError(f"--compare: is for {', '.join(FOR_A_CLASS)}, and without --class")
         names = options.compare.split(",")
         if len(names) != 2:
             raise ConfigError(f"--compare: must be two classes, NAME,NAME, got {options.compare}")

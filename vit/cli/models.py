@@ -25,11 +25,11 @@ def main(argv: list[str]) -> int:
     sizes = [name for name in SIZES if pattern is None or _matches(name, pattern)]
     with PRETRAINED.open(newline="", encoding="utf-8") as file:
         weights = list(csv.DictReader(file))
-    found = [row for row in weights if pattern is not None and _matches(row["name"], pattern)]
+    found = [] if pattern is None else [row for row in weights if _is_meant(row["name"], pattern)]
     if not sizes and not found:
         wider = f"*{pattern}*"
-        hint = f"'{wider}'" if any(_matches(row["name"], wider) for row in weights) else "'*', for all"
-        raise ConfigError(f"no size and no weights match {display_path(pattern)}; try {display_path(hint)}")
+        there = wider if any(_matches(row["name"], wider) for row in weights) else "*"
+        raise ConfigError(f"no size and no weights match {display_path(pattern)}; try '{display_path(there)}'")
     if sizes:
         _print_sizes(sizes)
     if found:
@@ -37,6 +37,11 @@ def main(argv: list[str]) -> int:
     if pattern is None:
         print(f"{len(weights)} pretrained weights: vit models '*', or a pattern such as '*dinov2*'")
     return 0
+
+
+def _is_meant(name: str, pattern: str) -> bool:
+    """A pattern matches a whole name, or what stands before its tag."""
+    return _matches(name, pattern) or _matches(name.partition(".")[0], pattern)
 
 
 def _matches(name: str, pattern: str) -> bool:

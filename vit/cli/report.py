@@ -71,7 +71,8 @@ def what_next(run: Path) -> None:
     log.info("model      %s/model.safetensors", shown)
     log.info("next       vit evaluate %s %s/split.csv", shown, shown)
     log.info("           vit predict %s PICTURE...", shown)
-    log.info("           tensorboard --logdir %s", shown)
+    if (run / "tensorboard").is_dir():  # a head alone leaves none
+        log.info("           tensorboard --logdir %s", shown)
 
 
 def _start_rows(setup: Setup) -> list[tuple[str, str]]:

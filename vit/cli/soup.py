@@ -36,6 +36,8 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if len(options.models) < 2:
         parser.error("there must be at least two models")
+    if not options.out.endswith(".safetensors"):
+        parser.error("--out must end in .safetensors")
     config = Config(
         data=DataConfig(batch_size=options.batch_size, workers=options.workers),
         train=TrainConfig(accelerator=options.accelerator),
@@ -59,7 +61,7 @@ def soup(models: list[str], data: str | None, split: str, out: Path, config: Con
     else:
         state, kept = greedy_soup(states, _scorer(files[0], data, split, config))
     for index in kept:
-        log.info("averaged   %s", display_path(models[index]))
+        log.info("kept       %s", display_path(models[index]))
     origin = f"soup of {len(kept)}: {files[0].origin}"
     save_model(replace(files[0], raw=state, ema=None, origin=origin), out)
     log.info("model      %s", display_path(out))

@@ -125,7 +125,7 @@ def train(data: str | None, config: Config, *, out: str | None = None, resume: b
             return 0
         if setup.new_head and setup.config.tune.probe_first and not resume:
             log.info("head       fitted on the pictures' features first")
-            fit_head(network, setup)
+            fit_head(network, setup, to_go_on=True)
         task = make_task(setup, network)
         try:
             with signals_as_errors():

@@ -28,6 +28,8 @@ Query = Literal["cls"] | tuple[int, int]
 
 FOR_A_CLASS = ("gradient-rollout", "generic", "legrad", "grad-cam", "integrated-gradients")
 """methods whose map is of one class, by gradients of its score"""
+ASKED_BY_A_PATCH = ("raw", "rollout", "generic", "gradient-rollout")
+"""methods that can start from a patch"""
 METHODS = ("raw", "rollout", *FOR_A_CLASS, "norm")
 
 
@@ -252,10 +254,15 @@ def _check(
     if method not in METHODS:
         raise ConfigError(f"method: must be one of {', '.join(METHODS)}, got {method!r}")
     if method in FOR_A_CLASS and not a.classes:
-        raise ConfigError(f"method {method}: needs a class score, and the model has no classes")
+        raise ConfigError(
+            f"method {method}: needs a class score, and the model has no classes; raw, rollout and norm do not"
+        )
+    if query != "cls" and method not in ASKED_BY_A_PATCH:
+        raise ConfigError(f"query: is for {', '.join(ASKED_BY_A_PATCH)}, not for {method}")
     if layer is not None and not -a.depth <= layer < a.depth:
         raise ConfigError(f"layer: must be 0 to {a.depth - 1}, got {layer}")
     if head is not None and not 0 <= head < a.heads:
         raise ConfigError(f"head: must be 0 to {a.heads - 1}, got {head}")
     if query != "cls" and not (0 <= query[0] < grid[0] and 0 <= query[1] < grid[1]):
-        raise ConfigError(f"query: must be within {grid[0]} rows and {grid[1]} columns of patches, got {query}")
+        last = f"0,0 to {grid[0] - 1},{grid[1] - 1}"
+        raise ConfigError(f"query: the patches are {last}, got {query[0]},{query[1]}")

@@ -50,7 +50,8 @@ def contact_sheet(maps: np.ndarray, *, scale: int = _THUMBNAIL) -> np.ndarray:
     times = max(1, round(scale / max(rows, columns)))
     tile_height, tile_width, gap = rows * times, columns * times, 2
     margin = 2 * _LINE
-    sheet = np.full((layers * (tile_height + gap) + margin, heads * (tile_width + gap) + margin, 3), 255, np.uint8)
+    width = max(heads * (tile_width + gap) + margin, 170)  # room for the title
+    sheet = np.full((layers * (tile_height + gap) + margin, width, 3), 255, np.uint8)
     for layer in range(layers):
         for head in range(heads):
             tile = coloured(_scaled(maps[layer, head], False)).repeat(times, axis=0).repeat(times, axis=1)

@@ -86,6 +86,8 @@ def _timm(text: str) -> ModelFile:
     if text and Path(text).is_dir():
         return _folder(Path(text), f"timm:{text}")
     name, _, file = text.partition("@")
+    if not name:
+        raise ConfigError("timm: a name is missing, such as timm:vit_small_patch16_224; `vit models '*'` lists them")
     cfg = _timm_cfg(name, with_weights=not file)
     if file:
         if not Path(file).is_file():
@@ -111,6 +113,7 @@ def _timm_cfg(name: str, *, with_weights: bool) -> dict[str, Any]:
         return {"architecture": architecture, "tag": "", **_plain(timm.models.get_pretrained_cfg(architecture, True))}
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
     if not tags and with_weights:
+        architecture_of(_timm_module(architecture, {"num_classes": 0}, {}, {}))  # what cannot be loaded, says so first
         raise ConfigError(f"timm:{name}: timm has no pretrained weights of this model; give a file: timm:{name}@FILE")
     if tag and tag not in tags:
         raise ConfigError(f"timm:{display_path(name)}: no weights {display_path(tag)}; there are {', '.join(tags)}")

@@ -110,15 +110,19 @@ def outputs_of(
     return torch.cat(parts), torch.cat(labels)
 
 
-def fit_head(network: VisionTransformer, setup: "Setup") -> list[Probe]:
-    """Fit linear heads at all of `tune.probe_rates` on the features at once, and give the network the best one."""
+def fit_head(network: VisionTransformer, setup: "Setup", *, to_go_on: bool = False) -> list[Probe]:
+    """Fit linear heads at all of `tune.probe_rates` on the features at once, and give the network the best one.
+
+    The most accurate in validation, or, `to_go_on` training from, the one of lowest loss: an overconfident head would
+    throw the features far off in the first steps.
+    """
     tune, splits = setup.config.tune, setup.listing.splits
     train, validation = (features_of(network, splits[name], setup) for name in ("train", "val"))
     classes = len(setup.listing.classes)
     probes = fit_probes(
         *train, classes, validation, rates=tune.probe_rates, epochs=tune.probe_epochs, seed=setup.config.train.seed
     )
-    best = best_probe(probes)
+    best = min(probes, key=lambda probe: probe.validation_loss) if to_go_on else best_probe(probes)
     for head in (network.head, getattr(network, "head_dist", None)):
         if isinstance(head, nn.Linear):
             with torch.no_grad():
@@ -163,6 +167,9 @@ def run_knn(network: VisionTransformer, setup: "Setup", run: Path) -> None:
         table = csv.writer(file)
         table.writerow(["neighbours", *(f"{name}/accuracy" for name in held_out)])
         for neighbours in setup.config.tune.neighbours:
+            if neighbours > len(features):
+                log.info("%3d neighbours   left out, there are %d training pictures", neighbours, len(features))
+                continue
             found = {}
             for name, (queries, truth) in held_out.items():
                 votes = knn_logits(queries, features, labels, classes, neighbours=neighbours)
