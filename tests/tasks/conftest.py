@@ -1,10 +1,8 @@
-"""The folder of two colours that the tests of this folder train on, and the threads and warnings they run with."""
+"""The folder of two colours that the tests of this folder train on, and the warnings they run with."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from tiny_runs import draw_folder
 
 
@@ -19,15 +17,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 "ignore:.*Checkpoint directory .* exists and is not empty.*",
             ):
                 item.add_marker(pytest.mark.filterwarnings(message))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Such small sums are slower on several threads, far slower where the cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
