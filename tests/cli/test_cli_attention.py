@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from vit.api import attention_maps, load
-from vit.explain.maps import METHODS
+from vit.explain import METHODS
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vit.errors import ConfigError
-from vit.explain import methods
-from vit.explain.maps import FOR_A_CLASS, METHODS, Maps, attention_maps, head_maps
+from vit.explain import FOR_A_CLASS, METHODS, methods
+from vit.explain.maps import Maps, attention_maps, head_maps
 from vit.explain.methods import distances, entropies, rollout
 from vit.models.architecture import Rope, VisionArchitecture
 from vit.models.vision import VisionTransformer

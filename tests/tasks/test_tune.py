@@ -160,6 +160,12 @@ def test_a_fitted_head_is_the_networks_head_and_knows_the_pictures(others: Path,
     assert all(module.training for module in network.modules())  # as it was
 
 
+def test_heads_that_all_diverge_are_no_start(others: Path, pretrained: Path) -> None:
+    setup = setup_for(others, pretrained, tune={"probe_rates": (1e38,)})
+    with pytest.raises(ConfigError, match="diverged at every learning rate"):
+        fit_head(make_network(setup), setup, to_go_on=True)
+
+
 def test_a_distilled_model_has_two_heads_that_agree(others: Path, pretrained: Path) -> None:
     from dataclasses import replace
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vit.cli.arguments import MODEL_HELP, Parser, announce
 from vit.errors import ConfigError, DataError, UnreadableImage, display_path
+from vit.explain import FOR_A_CLASS, METHODS
 from vit.files import whole_file, write_text
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ log = logging.getLogger("vit")
 
 _LARGE_ENOUGH = 160
 """pixels of the short side; smaller pictures are shown several times as large, by whole numbers"""
-
-METHODS = ("raw", "rollout", "gradient-rollout", "generic", "legrad", "grad-cam", "integrated-gradients", "norm")
 
 
 @dataclass
@@ -101,7 +100,7 @@ def _draw_one(classifier: "Classifier", picture: "np.ndarray", request: Request,
     import numpy as np
     import torch
 
-    from vit.explain.maps import FOR_A_CLASS, attention_maps, head_maps
+    from vit.explain.maps import attention_maps, head_maps
     from vit.explain.pictures import Box, contact_sheet, overlay
 
     network = classifier.network
@@ -159,8 +158,6 @@ def _names(classifier: "Classifier", targets: "list[int] | tuple[int, ...]") -> 
 
 
 def _request(options: Any, classifier: "Classifier") -> Request:
-    from vit.explain.maps import FOR_A_CLASS
-
     compare = None
     if options.compare is not None:
         if options.target is not None or not set(options.method or ["generic"]) & set(FOR_A_CLASS):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vit.errors import ConfigError
+from vit.explain import FOR_A_CLASS, METHODS
 from vit.explain.methods import (
     CHUNK,
     attention_row,
@@ -23,14 +24,10 @@ from vit.explain.methods import (
 from vit.models.vision import VisionTransformer
 from vit.nn.state import Record, Trace
 
-Method = Literal["raw", "rollout", "gradient-rollout", "generic", "legrad", "grad-cam", "integrated-gradients", "norm"]
 Query = Literal["cls"] | tuple[int, int]
 
-FOR_A_CLASS = ("gradient-rollout", "generic", "legrad", "grad-cam", "integrated-gradients")
-"""methods whose map is of one class, by gradients of its score"""
 ASKED_BY_A_PATCH = ("raw", "rollout", "generic", "gradient-rollout")
 """methods that can start from a patch"""
-METHODS = ("raw", "rollout", *FOR_A_CLASS, "norm")
 
 
 @dataclass(frozen=True)

@@ -69,10 +69,11 @@ def set_up(listing: Listing, config: Config) -> Setup:
     Raises ConfigError where settings, pictures and weights do not go together.
     """
     config = replace(config, train=replace(config.train, precision=settled_precision(config.train)))
+    tuning = config.model.init is not None and config.tune.method == "full"
+    lr, layer_decay = config.optim.rates(tuning=tuning)
+    config = replace(config, optim=replace(config.optim, lr=lr, layer_decay=layer_decay))
     classes = len(listing.classes)
     if config.model.init is None:
-        lr, layer_decay = config.optim.rates()
-        config = replace(config, optim=replace(config.optim, lr=lr, layer_decay=layer_decay))
         typical = typical_side(listing)
         name = pick(typical)[0] if config.model.name == "auto" else config.model.name
         architecture = config.model.resolve(classes=classes, picture_size=typical)
@@ -81,8 +82,6 @@ def set_up(listing: Listing, config: Config) -> Setup:
         return Setup(replace(config, model=model), listing, architecture, preprocessing, None)
     start = load_model(config.model.init)
     architecture = _architecture_like(start, config.model, classes)
-    lr, layer_decay = config.optim.rates(tuning=config.tune.method == "full")
-    config = replace(config, optim=replace(config.optim, lr=lr, layer_decay=layer_decay))
     # what the first weights know is pictures prepared in their way
     preprocessing = replace(Preprocessing.from_json(start.preprocessing), size=architecture.image_size)
     kept = {name: value for name, value in vars(preprocessing).items() if name != "size"}

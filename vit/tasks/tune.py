@@ -114,7 +114,7 @@ def fit_head(network: VisionTransformer, setup: "Setup", *, to_go_on: bool = Fal
     """Fit linear heads at all of `tune.probe_rates` on the features at once, and give the network the best one.
 
     The most accurate in validation, or, `to_go_on` training from, the one of lowest loss: an overconfident head would
-    throw the features far off in the first steps.
+    throw the features far off in the first steps. Raises ConfigError where all heads diverged.
     """
     tune, splits = setup.config.tune, setup.listing.splits
     train, validation = (features_of(network, splits[name], setup) for name in ("train", "val"))
@@ -122,7 +122,9 @@ def fit_head(network: VisionTransformer, setup: "Setup", *, to_go_on: bool = Fal
     probes = fit_probes(
         *train, classes, validation, rates=tune.probe_rates, epochs=tune.probe_epochs, seed=setup.config.train.seed
     )
-    best = min(probes, key=lambda probe: probe.validation_loss) if to_go_on else best_probe(probes)
+    best = best_probe(probes)
+    if to_go_on:
+        best = min(probes, key=lambda probe: probe.validation_loss)
     for head in (network.head, getattr(network, "head_dist", None)):
         if isinstance(head, nn.Linear):
             with torch.no_grad():
