@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     """Parse, then draw. Returns the exit code: 1 where a picture could not be read."""
     parser = Parser(prog="vit attention", description="What a model looks at: maps of patches over pictures.")
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="files, folders, globs")
+    parser.add_argument("images", metavar="IMAGE", nargs="*", help="files, folders, globs; with --score a folder")
     parser.add_argument("--method", action="append", choices=METHODS, help="can stand several times (default: generic)")
     parser.add_argument("--layer", type=int, help="of raw and norm, from 0 (default: the last)")
     parser.add_argument("--head", type=int, help="of raw, from 0 (default: the mean of all)")
@@ -49,6 +49,10 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--class", dest="target", metavar="NAME", help="whose map (default: the predicted class)")
     parser.add_argument("--compare", metavar="NAME,NAME", help="the difference of two classes' maps")
+    parser.add_argument("--explorer", type=int, default=8, metavar="N", help="pictures in the page (default: 8)")
+    parser.add_argument("--score", action="store_true", help="how faithful the maps are, on pictures with classes")
+    parser.add_argument("--limit", type=int, default=200, help="pictures that --score takes at most (default: 200)")
+    parser.add_argument("--model-report", action="store_true", help="what the model itself has learnt: no --method")
     parser.add_argument("--out", default="attention", help="folder to write to (default: attention)")
     parser.add_argument("--weights", choices=("ema", "raw"), help="averaged or raw weights (default: averaged if any)")
     parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
@@ -58,17 +62,38 @@ def main(argv: list[str]) -> int:
     from vit.data.folders import find_images
     from vit.models.sources import load_model
 
+    _check_use(options)
     model = load_model(options.model)
     classifier = classifier_of(model, options.model, weights=options.weights, device=options.device)
     request = _request(options, classifier)
-    paths = list(find_images(options.images))
     folder = Path(options.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {display_path(folder)}: {(error.strerror or str(error)).lower()}") from error
     announce(model)
-    return draw(classifier, paths, request, folder)
+    if options.model_report:
+        from vit.cli.attention_report import report
+
+        return report(classifier, options.images, folder)
+    if options.score:
+        from vit.cli.attention_score import score
+
+        return score(classifier, options.images[0], options.method, options.limit, folder)
+    return draw(classifier, list(find_images(options.images)), request, folder)
+
+
+def _check_use(options: Any) -> None:
+    if options.score and options.model_report:
+        raise ConfigError("--score and --model-report: one at a time")
+    if options.score and len(options.images) != 1:
+        raise ConfigError("--score: takes one folder of pictures with classes, as `vit evaluate` does")
+    if not options.images and not options.model_report:
+        raise ConfigError("IMAGE: name at least one picture or folder")
+    if options.limit < 1:
+        raise ConfigError(f"--limit: must be at least 1, got {options.limit}")
+    if options.explorer < 0:
+        raise ConfigError(f"--explorer: must be 0 or more, got {options.explorer}")
 
 
 def draw(classifier: "Classifier", paths: list[str], request: Request, folder: Path) -> int:
