@@ -17,6 +17,7 @@ from vit.data.transforms import EvaluationTransform
 from vit.errors import ConfigError, display_path
 from vit.explain.maps import Maps, Query
 from vit.explain.maps import attention_maps as maps_of
+from vit.explain.methods import Fusion
 from vit.models.file import ModelFile, Weights, build_network
 from vit.models.sources import load_model, near
 from vit.models.vision import VisionTransformer
@@ -152,17 +153,33 @@ def attention_maps(
     head: int | None = None,
     query: Query = "cls",
     target: str | int | None = None,
+    fusion: Fusion = "mean",
+    discard: float = 0.0,
 ) -> Maps:
     """Which patches mattered: `.values` float32 [B, rows, columns] of the part of each picture that the model sees.
 
-    `method` is one of `vit.explain.maps.METHODS`; `layer` and `head` are for "raw", `layer` also for "norm"; `query` is
+    `method` is one of `vit.explain.METHODS`; `layer` and `head` are for "raw", `layer` also for "norm"; `query` is
     "cls", for what the model pools by, or (row, column) of a patch; `target` is a class, by name or number, None for
-    the predicted one. Raises ConfigError for what does not exist, UnreadableImage for a file that cannot be decoded.
+    the predicted one. For "rollout", `fusion` makes one of all heads ("mean", "max", "min"), and `discard` leaves out
+    this share of each row's weights, the lowest ones. Raises ConfigError for what does not exist, UnreadableImage for
+    a file that cannot be decoded.
     """
     parts = []
     for batch in model.batches(images, batch_size=8):
         targets = None if target is None else torch.full((len(batch),), model.class_number(target))
-        parts.append(maps_of(model.network, batch, method=method, layer=layer, head=head, query=query, targets=targets))
+        parts.append(
+            maps_of(
+                model.network,
+                batch,
+                method=method,
+                layer=layer,
+                head=head,
+                query=query,
+                targets=targets,
+                fusion=fusion,
+                discard=discard,
+            )
+        )
     if not parts:
         raise ConfigError("images: there are none")
     values = torch.cat([part.values.cpu() for part in parts])

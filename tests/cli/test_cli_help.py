@@ -40,7 +40,7 @@ OPTIONS = {
     "predict": "MODEL PATH --top --format --out --batch-size --weights --device",
     "data check": "DATA --json",
     "data make digits": "OUT",
-    "attention": "MODEL IMAGE --method --layer --head --query --class --compare --explorer "
+    "attention": "MODEL IMAGE --method --layer --head --query --fusion --discard --class --compare --explorer "
     "--score --limit --model-report --out --weights --device",
     "models": "PATTERN",
     "export": "MODEL --format --out --weights",

@@ -12,10 +12,16 @@ from torch import Tensor, nn
 from vit.errors import ConfigError
 from vit.explain import FOR_A_CLASS, METHODS, methods
 from vit.explain.maps import Maps, attention_maps, head_maps
-from vit.explain.methods import distances, entropies, rollout
+from vit.explain.methods import (
+    distances,
+    entropies,
+    generic_attention_to_context,
+    rollout,
+    rollout_to_context,
+)
 from vit.models.architecture import Rope, VisionArchitecture
 from vit.models.vision import VisionTransformer
-from vit.nn import Trace
+from vit.nn import MLP, Attention, Block, Trace, Transformer
 
 TINY = VisionArchitecture((16, 24), (8, 8), dim=32, depth=3, heads=4, hidden=48, classes=5)
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -223,6 +229,85 @@ def test_fusions_and_discarded_weights_equal_loops() -> None:
         torch.testing.assert_close(ours[0], row, rtol=1e-5, atol=1e-6)
 
 
+def test_fusion_and_discard_can_be_asked_for() -> None:
+    model, x = build(), images()
+    trace = Trace()
+    with torch.no_grad():
+        model(x, trace=trace)
+    start = torch.zeros(2, 7)
+    start[:, 0] = 1
+    expected = rollout(trace.self_attention, start, fusion="max", discard=0.45)[:, 1:]
+    maps = attention_maps(model, x, method="rollout", fusion="max", discard=0.45)
+    torch.testing.assert_close(maps.values.flatten(1), expected)
+    assert maps.settings["fusion"] == "max"
+    assert maps.settings["discard"] == 0.45
+
+
+def decoder() -> tuple[Transformer, Tensor, Tensor]:
+    """Two causal blocks with cross-attention, 5 tokens [1, 5, 16] and a context of 6 [1, 6, 16]."""
+    blocks = [Block(Attention(16, 2), MLP(16, 32), cross_attn=Attention(16, 2)) for _ in range(2)]
+    model = Transformer(blocks, nn.LayerNorm(16)).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    return model, torch.randn(1, 5, 16).double(), torch.randn(1, 6, 16).double()
+
+
+def test_through_a_decoder_rollout_equals_the_product_of_all_layers() -> None:
+    model, x, context = decoder()
+    trace = Trace()
+    with torch.no_grad():
+        model(x, context, causal=True, trace=trace)
+    tokens, seen = torch.eye(5).double(), torch.zeros(5, 6).double()
+    for own, cross in zip(trace.self_attention, trace.cross_attention, strict=True):
+        own_matrix, cross_matrix = own.rows()[0].mean(dim=0), cross.rows()[0].mean(dim=0)
+        mixed = (torch.eye(5) + own_matrix) / 2
+        tokens, seen = mixed @ tokens, mixed @ seen
+        tokens, seen = tokens / 2, seen / 2 + cross_matrix / 2
+    for query in (0, 4):
+        start = torch.eye(5).double()[None, query]
+        ours = rollout_to_context(trace.self_attention, trace.cross_attention, start)
+        torch.testing.assert_close(ours[0][0], tokens[query], rtol=0, atol=1e-12)
+        torch.testing.assert_close(ours[1][0], seen[query], rtol=0, atol=1e-12)
+        assert (ours[0].sum() + ours[1].sum()).item() == pytest.approx(1)
+
+
+def test_through_a_decoder_generic_attention_equals_the_product_of_all_layers() -> None:
+    model, x, context = decoder()
+    trace = Trace()
+    score = model(x, context, causal=True, trace=trace)[0, 3].sum()
+    records = [*trace.self_attention, *trace.cross_attention]
+    gradients = torch.autograd.grad(score, [record.output for record in records])
+    weighed = [
+        (record.rows()[0] * (gradient[0] @ record.v[0].transpose(-2, -1))).clamp(min=0).mean(dim=0).detach()
+        for record, gradient in zip(records, gradients, strict=True)
+    ]
+    tokens, seen = torch.eye(5).double(), torch.zeros(5, 6).double()
+    for own, cross in zip(weighed[:2], weighed[2:], strict=True):
+        tokens, seen = tokens + own @ tokens, seen + own @ seen
+        seen = seen + cross @ torch.eye(6).double()
+    start = torch.eye(5).double()[None, 3]
+    ours = generic_attention_to_context(
+        trace.self_attention, gradients[:2], trace.cross_attention, gradients[2:], start
+    )
+    torch.testing.assert_close(ours[0][0], tokens[3], rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(ours[1][0], seen[3], rtol=1e-6, atol=1e-12)
+    assert not ours[0][0, 4]  # the word after
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_of_a_compiled_model_and_in_bf16_are_near_those_of_the_model(method: str) -> None:
+    model, x = build(), images()
+    expected = attention_maps(model, x, method=method, steps=4).values
+    reach = expected.abs().max().item()
+    compiled = torch.compile(model, backend="eager")  # capturing is ours, code generation is torch's
+    torch.testing.assert_close(attention_maps(compiled, x, method=method, steps=4).values, expected)  # type: ignore[arg-type]
+    model.compile(backend="eager")
+    torch.testing.assert_close(attention_maps(model, x, method=method, steps=4).values, expected)
+    low = attention_maps(model.bfloat16(), x.bfloat16(), method=method, steps=4).values
+    torch.testing.assert_close(low, expected, rtol=0, atol=0.05 * reach)
+
+
 def test_distance_and_entropy_equal_loops() -> None:
     model, trace = build(registers=1), Trace()
     with torch.no_grad():
@@ -277,6 +362,8 @@ def test_a_patch_that_alone_changes_the_score_is_found() -> None:
         ({"method": "raw", "head": 4}, "head: must be 0 to 3, got 4"),
         ({"query": (2, 0)}, "query: the patches are 0,0 to 1,2, got 2,0"),
         ({"targets": torch.tensor([0, 5])}, "targets: must be a class from 0 to 4"),
+        ({"fusion": "sum"}, "fusion: must be one of mean, max, min, got 'sum'"),
+        ({"discard": 1.0}, "discard: must be from 0 to below 1, got 1.0"),
         ({"targets": torch.tensor([0])}, "targets: must be a class from 0 to 4 for each picture"),
     ],
 )

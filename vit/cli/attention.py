@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vit.cli.arguments import MODEL_HELP, Parser, announce
 from vit.errors import ConfigError, DataError, UnreadableImage, display_path
-from vit.explain import FOR_A_CLASS, METHODS
+from vit.explain import FOR_A_CLASS, FUSIONS, METHODS
 from vit.files import whole_file, write_text
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from vit.api import Classifier
     from vit.explain.maps import Query
+    from vit.explain.methods import Fusion
 
 log = logging.getLogger("vit")
 
@@ -34,6 +35,8 @@ class Request:
     query: "Query"
     target: int | None
     compare: tuple[int, int] | None
+    fusion: "Fusion"
+    discard: float
 
 
 def main(argv: list[str]) -> int:
@@ -47,6 +50,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--query", default="cls", help="what asks: ROW,COL of a patch (default: what the model pools by)"
     )
+    parser.add_argument("--fusion", choices=FUSIONS, default="mean", help="of all heads, for rollout (default: mean)")
+    parser.add_argument("--discard", type=float, default=0.0, help="share of weights that rollout leaves out")
     parser.add_argument("--class", dest="target", metavar="NAME", help="whose map (default: the predicted class)")
     parser.add_argument("--compare", metavar="NAME,NAME", help="the difference of two classes' maps")
     parser.add_argument("--explorer", type=int, default=8, metavar="N", help="pictures in the page (default: 8)")
@@ -146,6 +151,8 @@ def _draw_one(classifier: "Classifier", picture: "np.ndarray", request: Request,
             head=request.head,
             query=request.query,
             targets=targets,
+            fusion=request.fusion,
+            discard=request.discard,
         )
 
     for method in request.methods:
@@ -199,7 +206,16 @@ def _request(options: Any, classifier: "Classifier") -> Request:
         query = (int(numbers[0]), int(numbers[1]))
     target = None if options.target is None else classifier.class_number(options.target)
     methods = options.method or ["generic" if classifier.classes else "rollout"]
-    return Request(list(dict.fromkeys(methods)), options.layer, options.head, query, target, compare)
+    return Request(
+        list(dict.fromkeys(methods)),
+        options.layer,
+        options.head,
+        query,
+        target,
+        compare,
+        options.fusion,
+        options.discard,
+    )
 
 
 def _stem(path: str, number: int, paths: list[str]) -> str:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from vit.errors import ConfigError
-from vit.explain import FOR_A_CLASS, METHODS
+from vit.explain import FOR_A_CLASS, FUSIONS, METHODS
 from vit.explain.methods import (
     CHUNK,
+    Fusion,
     attention_row,
     generic_attention,
     grad_cam,
@@ -52,30 +53,45 @@ def attention_maps(
     head: int | None = None,
     query: Query = "cls",
     targets: Tensor | None = None,
+    fusion: Fusion = "mean",
+    discard: float = 0.0,
     steps: int = 32,
 ) -> Maps:
     """Maps of normalised images [B, C, H, W].
 
     `layer` and `head` choose for `raw` (None: the last layer, the mean of all heads), `layer` also for `norm`; `query`
     is what asks: "cls" for what the model pools by, or (row, column) of a patch. `targets` [B] are the classes of the
-    methods that have one, None for the predicted ones. `steps` is for integrated gradients. Raises ConfigError for a
-    method, layer, head, query or class that does not exist.
+    methods that have one, None for the predicted ones. `fusion` and `discard` are for `rollout`, `steps` for integrated
+    gradients. Raises ConfigError for a method, layer, head, query or class that does not exist, a share to discard that
+    is not from 0 to below 1.
     """
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     a = model.architecture
     grid = (images.shape[-2] // a.patch_size[0], images.shape[-1] // a.patch_size[1])
     _check(model, method, layer, head, query, grid)
+    if fusion not in FUSIONS:
+        raise ConfigError(f"fusion: must be one of {', '.join(FUSIONS)}, got {fusion!r}")
+    if not 0 <= discard < 1:
+        raise ConfigError(f"discard: must be from 0 to below 1, got {discard}")
+    if targets is not None:
+        _check_targets(model, images, targets)
+    settings: dict[str, Any] = {"layer": layer, "head": head, "query": list(query) if query != "cls" else query}
     training = model.training
     try:
         model.eval()
         with torch.enable_grad() if method in FOR_A_CLASS else torch.no_grad():
-            targets = _targets(model, images, targets) if method in FOR_A_CLASS else None
-            values = _values(model, images, method, layer, head, query, targets, steps, grid)
+            if method == "integrated-gradients":
+                settings["steps"] = steps
+                values, targets = _integrated_gradients(model, images, targets, steps)
+            elif method in FOR_A_CLASS:
+                values, targets = _of_a_class(model, images, method, query, targets, grid)
+            else:
+                if method == "rollout":
+                    settings |= {"fusion": fusion, "discard": discard}
+                values, targets = _of_no_class(model, images, method, layer, head, query, grid, fusion, discard), None
     finally:
         model.train(training)
     patches = values.detach().float().unflatten(1, grid)
-    settings = {"layer": layer, "head": head, "query": list(query) if isinstance(query, tuple) else query}
-    if method == "integrated-gradients":
-        settings["steps"] = steps
     return Maps(patches, method, None if targets is None else targets.tolist(), settings)
 
 
@@ -110,49 +126,47 @@ def pool_weights(model: VisionTransformer, trace: Trace, fuse: Callable[[Record]
     return weights
 
 
-def _values(
+def _of_no_class(
     model: VisionTransformer,
     images: Tensor,
     method: str,
     layer: int | None,
     head: int | None,
     query: Query,
-    targets: Tensor | None,
-    steps: int,
     grid: tuple[int, int],
+    fusion: Fusion,
+    discard: float,
 ) -> Tensor:
-    """The map over the patches [B, rows * columns]."""
-    prefix = model.architecture.prefix
-    if targets is not None and method == "integrated-gradients":
-        return _integrated_gradients(model, images, targets, steps)
-    trace = Trace()
-    scores = model(images, trace=trace)
-    if targets is not None:
-        chosen = scores.gather(1, targets[:, None]).sum()
-        return _of_a_class(model, trace, chosen, method, query, targets, grid)[:, prefix:]
+    """The map over the patches [B, rows * columns] by a method that needs no gradient."""
+    prefix, trace = model.architecture.prefix, Trace()
+    model.forward(images, trace=trace)
     if method == "norm":
         return trace.tokens[-1 if layer is None else layer].norm(dim=-1)[:, prefix:]
     if method == "raw":
         return _raw(model, trace, layer, head, query, grid)[:, prefix:]
-    return rollout(trace.self_attention, _start(model, trace, query, grid))[:, prefix:]
+    start = _start(model, trace, query, grid)
+    return rollout(trace.self_attention, start, fusion=fusion, discard=discard)[:, prefix:]
 
 
 def _of_a_class(
     model: VisionTransformer,
-    trace: Trace,
-    score: Tensor,
+    images: Tensor,
     method: str,
     query: Query,
-    targets: Tensor,
+    targets: Tensor | None,
     grid: tuple[int, int],
-) -> Tensor:
-    prefix, records = model.architecture.prefix, trace.self_attention
+) -> tuple[Tensor, Tensor]:
+    """The map over the patches [B, rows * columns] by a method of gradients, and the class it is of."""
+    prefix, trace = model.architecture.prefix, Trace()
+    scores = model.forward(images, trace=trace)  # not by call: a compiled graph has no nodes inside
+    targets = _chosen(scores, targets)
+    score, records = scores.gather(1, targets[:, None]).sum(), trace.self_attention
     if method == "grad-cam":
         tokens = trace.tokens[-2] if len(trace.tokens) > 1 else trace.tokens[-1]
         (gradient,) = torch.autograd.grad(score, tokens)
-        return grad_cam(tokens, gradient, prefix)
+        return grad_cam(tokens, gradient, prefix)[:, prefix:], targets
     if method == "legrad":
-        return _legrad(model, trace, targets)
+        return _legrad(model, trace, targets)[:, prefix:], targets
     pools = trace.pool if query == "cls" else []
     gradients = torch.autograd.grad(score, [record.output for record in (*records, *pools)])
 
@@ -162,8 +176,7 @@ def _of_a_class(
 
     start = _start(model, trace, query, grid, fuse)
     carry = generic_attention if method == "generic" else gradient_rollout
-    result: Tensor = carry(records, gradients[: len(records)], start)
-    return result
+    return carry(records, gradients[: len(records)], start)[:, prefix:], targets
 
 
 def _legrad(model: VisionTransformer, trace: Trace, targets: Tensor) -> Tensor:
@@ -177,11 +190,15 @@ def _legrad(model: VisionTransformer, trace: Trace, targets: Tensor) -> Tensor:
     return total
 
 
-def _integrated_gradients(model: VisionTransformer, images: Tensor, targets: Tensor, steps: int) -> Tensor:
+def _integrated_gradients(
+    model: VisionTransformer, images: Tensor, targets: Tensor | None, steps: int
+) -> tuple[Tensor, Tensor]:
     """Integrated gradients (Sundararajan et al. 2017) from a picture of the mean colour, summed within each patch.
 
     By the midpoints of `steps` pieces; the sum over the patches is the gain in score over the baseline.
     """
+    with torch.no_grad():
+        targets = _chosen(model(images), targets)
     total = torch.zeros_like(images)
     for step in range(steps):
         point = (images * ((step + 0.5) / steps)).detach().requires_grad_()
@@ -189,7 +206,7 @@ def _integrated_gradients(model: VisionTransformer, images: Tensor, targets: Ten
         total += torch.autograd.grad(score, point)[0]
     rows, columns = model.architecture.patch_size
     attributed = (images * total / steps).sum(dim=1)
-    return attributed.unfold(1, rows, rows).unfold(2, columns, columns).sum(dim=(-1, -2)).flatten(1)
+    return attributed.unfold(1, rows, rows).unfold(2, columns, columns).sum(dim=(-1, -2)).flatten(1), targets
 
 
 def _raw(
@@ -234,14 +251,14 @@ def _place(query: Query, grid: tuple[int, int], prefix: int) -> int:
     return prefix + query[0] * grid[1] + query[1]
 
 
-def _targets(model: VisionTransformer, images: Tensor, targets: Tensor | None) -> Tensor:
+def _chosen(scores: Tensor, targets: Tensor | None) -> Tensor:
+    return scores.argmax(dim=1) if targets is None else targets.to(scores.device)
+
+
+def _check_targets(model: VisionTransformer, images: Tensor, targets: Tensor) -> None:
     classes = model.architecture.classes
-    if targets is None:
-        with torch.no_grad():
-            return model(images).argmax(dim=1)
     if targets.shape != images.shape[:1] or targets.min() < 0 or targets.max() >= classes:
         raise ConfigError(f"targets: must be a class from 0 to {classes - 1} for each picture, got {targets.tolist()}")
-    return targets.to(images.device)
 
 
 def _check(

@@ -33,15 +33,36 @@ def rollout(records: Sequence[Record], start: Tensor, *, fusion: Fusion = "mean"
     A layer carries half of the map by attention and half by its residual. Heads are fused by mean, max or min, rows
     sum to one. `discard` leaves out this share of each row's weights, the lowest ones.
     """
-    fuse = {"mean": lambda a: a.mean(dim=1), "max": lambda a: a.amax(dim=1), "min": lambda a: a.amin(dim=1)}[fusion]
     for record in reversed(records):
-        carried = torch.zeros_like(start)
-        for queries, weights in _chunks(record):
-            rows = _kept(fuse(weights), discard)
-            rows = rows / rows.sum(dim=-1, keepdim=True).clamp(min=1e-12)
-            carried += torch.einsum("bc,bcn->bn", start[:, queries], rows)
-        start = (start + carried) / 2
+        start = (start + _attended(record, start, fusion, discard)) / 2
     return start
+
+
+def rollout_to_context(
+    records: Sequence[Record], cross_records: Sequence[Record], start: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Rollout of a decoder: start [B, N] over its tokens -> what stays with them [B, N], what the context gets [B, M].
+
+    Cross-attention, as a block has it after self-attention, is one more layer with a residual; both sum to what the
+    start sums to. `rollout` of the encoder carries the context's part on to the encoder's own tokens.
+    """
+    context = start.new_zeros(start.shape[0], cross_records[0].k.shape[2])
+    for record, cross in zip(reversed(records), reversed(cross_records), strict=True):
+        start = start / 2
+        context += _attended(cross, start)
+        start = (start + _attended(record, start)) / 2
+    return start, context
+
+
+def _attended(record: Record, start: Tensor, fusion: Fusion = "mean", discard: float = 0.0) -> Tensor:
+    """What one layer's attention makes of a map: over the queries [B, N] -> over the keys [B, M]."""
+    fuse = {"mean": lambda a: a.mean(dim=1), "max": lambda a: a.amax(dim=1), "min": lambda a: a.amin(dim=1)}[fusion]
+    carried = start.new_zeros(start.shape[0], record.k.shape[2])
+    for queries, weights in _chunks(record):
+        rows = _kept(fuse(weights), discard)
+        rows = rows / rows.sum(dim=-1, keepdim=True).clamp(min=1e-12)
+        carried += torch.einsum("bc,bcn->bn", start[:, queries], rows)
+    return carried
 
 
 def gradient_rollout(records: Sequence[Record], gradients: Sequence[Tensor], start: Tensor) -> Tensor:
@@ -65,11 +86,38 @@ def generic_attention(records: Sequence[Record], gradients: Sequence[Tensor], st
     Relevance passes a layer as it is, and adds what attention, weighed by its positive gradient, brings.
     """
     for record, gradient in zip(reversed(records), reversed(gradients), strict=True):
-        added = torch.zeros_like(start)
-        for queries, weights, by_weight in _chunks_with_gradient(record, gradient):
-            added += torch.einsum("bc,bcn->bn", start[:, queries], (weights * by_weight).clamp(min=0).mean(dim=1))
-        start = start + added
+        start = start + _brought(record, gradient, start)
     return start
+
+
+def generic_attention_to_context(
+    records: Sequence[Record],
+    gradients: Sequence[Tensor],
+    cross_records: Sequence[Record],
+    cross_gradients: Sequence[Tensor],
+    start: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The same through a decoder: start [B, N] over its tokens -> relevance of them [B, N], of the context [B, M].
+
+    Each block's cross-attention adds to the context what the tokens brought to it. The paper's rule 10 multiplies by
+    the transposed, normalised relevance of the tokens instead, which in a causal decoder credits a word with what later
+    words looked at; here a word is credited with what it and the words before it looked at. `generic_attention` of the
+    encoder carries the context's part on.
+    """
+    context = start.new_zeros(start.shape[0], cross_records[0].k.shape[2])
+    layers = zip(records, gradients, cross_records, cross_gradients, strict=True)
+    for record, gradient, cross, cross_gradient in reversed(list(layers)):
+        context += _brought(cross, cross_gradient, start)
+        start = start + _brought(record, gradient, start)
+    return start, context
+
+
+def _brought(record: Record, gradient: Tensor, start: Tensor) -> Tensor:
+    """What attention times its positive gradient makes of a map: over the queries [B, N] -> over the keys [B, M]."""
+    added = start.new_zeros(start.shape[0], record.k.shape[2])
+    for queries, weights, by_weight in _chunks_with_gradient(record, gradient):
+        added += torch.einsum("bc,bcn->bn", start[:, queries], (weights * by_weight).clamp(min=0).mean(dim=1))
+    return added
 
 
 def legrad_layer(record: Record, gradient: Tensor) -> Tensor:
