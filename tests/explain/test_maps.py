@@ -40,7 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def seeded_and_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(methods, "CHUNK", 4)  # so that there are several
+    monkeypatch.setattr(methods, "CHUNK", 2 * 4 * 7 * 4)  # so that there are several
 
 
 def build(**changes: Any) -> VisionTransformer:

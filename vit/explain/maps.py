@@ -13,12 +13,12 @@ from torch import Tensor
 from vit.errors import ConfigError
 from vit.explain import FOR_A_CLASS, FUSIONS, METHODS
 from vit.explain.methods import (
-    CHUNK,
     Fusion,
     attention_row,
     generic_attention,
     grad_cam,
     gradient_rollout,
+    in_chunks,
     legrad_layer,
     rollout,
 )
@@ -101,8 +101,8 @@ def head_maps(model: VisionTransformer, images: Tensor, *, query: Query = "cls")
     a = model.architecture
     grid = (images.shape[-2] // a.patch_size[0], images.shape[-1] // a.patch_size[1])
     _check(model, "raw", None, None, query, grid)
-    trace = Trace()
-    model(images, trace=trace)
+    trace = Trace(keep_tokens=False)
+    model.forward(images, trace=trace)
     rows = [_rows_of_heads(model, record, query, grid)[..., a.prefix :] for record in trace.self_attention]
     return torch.stack(rows, dim=1).unflatten(-1, grid)
 
@@ -113,17 +113,22 @@ def pool_weights(model: VisionTransformer, trace: Trace, fuse: Callable[[Record]
     The class token alone; the patches, alike; or the row of attention pooling, which `fuse` reads off its record (None:
     the mean of all heads).
     """
-    a, tokens = model.architecture, trace.tokens[-1]
-    weights = tokens.new_zeros(tokens.shape[:2], dtype=torch.float32)
+    a, weights = model.architecture, _no_weights(trace)
     if a.pool == "class":
         weights[:, : 1 + int(a.distilled)] = 1 / (1 + int(a.distilled))
     elif a.pool == "mean":
-        weights[:, a.prefix :] = 1 / (tokens.shape[1] - a.prefix)
+        weights[:, a.prefix :] = 1 / (weights.shape[1] - a.prefix)
     else:
         (record,) = trace.pool
         row = attention_row(record, 0) if fuse is None else fuse(record)
-        weights[:, tokens.shape[1] - row.shape[1] :] = row
+        weights[:, weights.shape[1] - row.shape[1] :] = row
     return weights
+
+
+def _no_weights(trace: Trace) -> Tensor:
+    """Zeros, one a token [B, N]."""
+    keys = trace.self_attention[-1].k
+    return keys.new_zeros(keys.shape[0], keys.shape[2], dtype=torch.float32)
 
 
 def _of_no_class(
@@ -138,7 +143,7 @@ def _of_no_class(
     discard: float,
 ) -> Tensor:
     """The map over the patches [B, rows * columns] by a method that needs no gradient."""
-    prefix, trace = model.architecture.prefix, Trace()
+    prefix, trace = model.architecture.prefix, Trace(keep_tokens=method == "norm")
     model.forward(images, trace=trace)
     if method == "norm":
         return trace.tokens[-1 if layer is None else layer].norm(dim=-1)[:, prefix:]
@@ -225,11 +230,10 @@ def _rows_of_heads(model: VisionTransformer, record: Record, query: Query, grid:
         return record.rows(queries=[_place(query, grid, a.prefix)])[:, :, 0]
     if a.pool == "class":
         return record.rows(queries=[0])[:, :, 0]
-    count = record.q.shape[2]
-    chunks = torch.arange(a.prefix, count).split(CHUNK)
-    return torch.stack([record.rows(queries=part.tolist()).sum(dim=2) for part in chunks]).sum(dim=0) / (
-        count - a.prefix
-    )
+    total = record.q.new_zeros(*record.q.shape[:2], record.k.shape[2], dtype=torch.float32)
+    for queries in in_chunks(record):
+        total += record.rows(queries=queries[queries >= a.prefix].tolist()).sum(dim=2)
+    return total / (record.q.shape[2] - a.prefix)
 
 
 def _start(
@@ -241,7 +245,7 @@ def _start(
 ) -> Tensor:
     if query == "cls":
         return pool_weights(model, trace, fuse)
-    start = torch.zeros(trace.tokens[-1].shape[:2], device=trace.tokens[-1].device)
+    start = _no_weights(trace)
     start[:, _place(query, grid, model.architecture.prefix)] = 1.0
     return start
 

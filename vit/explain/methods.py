@@ -2,7 +2,8 @@
 
 A map is a row vector [B, N] over the keys. It starts from what the model pools by (`vit.explain.maps.pool_weights`: the
 class token, the mean, attention pooling) and is carried back through the layers, chunk by chunk of each layer's matrix
-of attention, which is never held whole. Letters: B batch, H heads, N tokens, K dim of one head, C queries of a chunk.
+of attention, which is never held whole, nor kept for a gradient of its own. Letters: B batch, H heads, N tokens, K dim
+of one head, C queries of a chunk.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,16 +18,18 @@ Fusion = Literal["mean", "max", "min"]
 Rows = Callable[[Tensor, Tensor], Tensor]
 """attention [B, H, C, N] and its gradient [B, H, C, N] -> rows [B, C, N] that carry a map from queries to keys"""
 
-CHUNK = 256
-"""queries worked on at a time"""
+CHUNK = 2**22
+"""weights of attention worked on at a time, 16 MiB of them"""
 
 
+@torch.no_grad()
 def attention_row(record: Record, query: int, head: int | None = None) -> Tensor:
     """What one token attends to in one layer [B, N]: softmax(q k^T / sqrt(K)), of a head or the mean of all."""
     heads = None if head is None else [head]
     return record.rows(heads=heads, queries=[query])[:, :, 0].mean(dim=1)
 
 
+@torch.no_grad()
 def rollout(records: Sequence[Record], start: Tensor, *, fusion: Fusion = "mean", discard: float = 0.0) -> Tensor:
     """Attention rollout (Abnar and Zuidema 2020): start [B, N] -> [B, N].
 
@@ -38,6 +41,7 @@ def rollout(records: Sequence[Record], start: Tensor, *, fusion: Fusion = "mean"
     return start
 
 
+@torch.no_grad()
 def rollout_to_context(
     records: Sequence[Record], cross_records: Sequence[Record], start: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -65,6 +69,7 @@ def _attended(record: Record, start: Tensor, fusion: Fusion = "mean", discard: f
     return carried
 
 
+@torch.no_grad()
 def gradient_rollout(records: Sequence[Record], gradients: Sequence[Tensor], start: Tensor) -> Tensor:
     """Rollout of attention times its positive gradient (Gildenblat 2020): start [B, N] -> [B, N], for a class.
 
@@ -80,6 +85,7 @@ def gradient_rollout(records: Sequence[Record], gradients: Sequence[Tensor], sta
     return start
 
 
+@torch.no_grad()
 def generic_attention(records: Sequence[Record], gradients: Sequence[Tensor], start: Tensor) -> Tensor:
     """Generic attention explainability (Chefer et al. 2021, ICCV): start [B, N] -> [B, N], for a class.
 
@@ -90,6 +96,7 @@ def generic_attention(records: Sequence[Record], gradients: Sequence[Tensor], st
     return start
 
 
+@torch.no_grad()
 def generic_attention_to_context(
     records: Sequence[Record],
     gradients: Sequence[Tensor],
@@ -120,6 +127,7 @@ def _brought(record: Record, gradient: Tensor, start: Tensor) -> Tensor:
     return added
 
 
+@torch.no_grad()
 def legrad_layer(record: Record, gradient: Tensor) -> Tensor:
     """One layer's part of LeGrad (Bousselham et al. 2024): the mean positive gradient by each key's weights [B, N].
 
@@ -131,6 +139,7 @@ def legrad_layer(record: Record, gradient: Tensor) -> Tensor:
     return total / record.q.shape[2]
 
 
+@torch.no_grad()
 def grad_cam(tokens: Tensor, gradient: Tensor, prefix: int) -> Tensor:
     """Grad-CAM (Selvaraju et al. 2017) on tokens: tokens and gradient of the class score [B, N, D] -> [B, N].
 
@@ -140,6 +149,7 @@ def grad_cam(tokens: Tensor, gradient: Tensor, prefix: int) -> Tensor:
     return (tokens * weights).sum(dim=-1).clamp(min=0)
 
 
+@torch.no_grad()
 def distances(record: Record, places: Tensor, prefix: int) -> Tensor:
     """Mean attention distance of each head [B, H]: how far from themselves patches look (Dosovitskiy et al. 2020).
 
@@ -156,6 +166,7 @@ def distances(record: Record, places: Tensor, prefix: int) -> Tensor:
     return total / len(places)
 
 
+@torch.no_grad()
 def entropies(record: Record) -> Tensor:
     """Entropy of each head's rows in nats, their mean [B, H]: 0 looks at one token, log N at all alike."""
     total = torch.zeros(record.q.shape[:2], device=record.q.device)
@@ -172,9 +183,16 @@ def _kept(rows: Tensor, discard: float) -> Tensor:
     return rows.scatter(-1, lowest, 0.0)
 
 
+def in_chunks(record: Record) -> Iterator[Tensor]:
+    """All queries of a record, [C] at a time."""
+    batch, heads, count, _ = record.q.shape
+    size = max(1, CHUNK // (batch * heads * record.k.shape[2]))
+    yield from torch.arange(count, device=record.q.device).split(size)
+
+
 def _chunks(record: Record) -> Iterator[tuple[Tensor, Tensor]]:
     """Queries [C] and their rows [B, H, C, N] of a record, a chunk at a time."""
-    for queries in torch.arange(record.q.shape[2], device=record.q.device).split(CHUNK):
+    for queries in in_chunks(record):
         yield queries, record.rows(queries=queries.tolist())
 
 

@@ -61,7 +61,7 @@ class Transformer(nn.Module):
                 cache=None if cache is None else cache[i],
                 trace=trace,
             )
-            if trace is not None:
+            if trace is not None and trace.keep_tokens:
                 trace.tokens.append(x)
         return self.norm(x)
 
