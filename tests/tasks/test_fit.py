@@ -95,7 +95,11 @@ def test_tensorboard_shows_scalars_and_pictures(folder: Path) -> None:
     for name in ("loss", "accuracy", "top5", "balanced_accuracy", "macro_f1"):
         assert f"val/{name}" in scalars
     assert any(name.startswith("lr-") for name in scalars)
-    assert {"train/as the model sees them", "val/confusion matrix", "val/right"} <= set(tags["images"])
+    shown = {"train/as the model sees them", "val/confusion matrix", "val/right", "val/attention"}
+    assert shown <= set(tags["images"])
+    maps = [event.encoded_image_string for event in events.Images("val/attention")]
+    assert len(maps) == len(events.Images("val/confusion matrix"))
+    assert len(set(maps)) > 1  # they change as the model learns
     if any(float(row["val/accuracy"]) < 1 for row in rows(folder)):
         assert "val/wrong" in tags["images"]
     accuracy = [event.value for event in events.Scalars("val/accuracy")]

@@ -26,16 +26,18 @@ class Box(NamedTuple):
 
 
 def overlay(picture: np.ndarray, values: np.ndarray, box: Box, caption: str, *, difference: bool = False) -> np.ndarray:
-    """A map [rows, columns] over its picture uint8 [H, W, 3], with the caption below: uint8 [H + a line or two, W, 3].
+    """A map [rows, columns] over its picture uint8 [H, W, 3], the caption below: uint8 [H + a line or two, W, 3]."""
+    return _captioned(laid_over(picture, values, box, difference=difference), caption)
 
-    Where the model saw nothing, the picture is dark.
-    """
+
+def laid_over(picture: np.ndarray, values: np.ndarray, box: Box, *, difference: bool = False) -> np.ndarray:
+    """A map [rows, columns] over its picture uint8 [H, W, 3]; where the model saw nothing, the picture is dark."""
     height, width = picture.shape[:2]
     large = _resized(_scaled(values, difference), box, height, width)
     seen = ~np.isnan(large)
     colours = coloured(np.nan_to_num(large), difference=difference)
     blended = np.where(seen[..., None], 0.45 * picture + 0.55 * colours, 0.3 * picture)
-    return _captioned(blended.round().astype(np.uint8), caption)
+    return blended.round().astype(np.uint8)
 
 
 def coloured(values: np.ndarray, *, difference: bool = False) -> np.ndarray:

@@ -21,6 +21,9 @@ from vit.data.dataset import Batch
 from vit.errors import DataError, Interrupted, display_path
 from vit.evaluate.classification import confusion_matrix
 from vit.evaluate.plots import confusion_plot, gallery
+from vit.explain.maps import attention_maps
+from vit.explain.pictures import Box, laid_over
+from vit.models.vision import VisionTransformer
 from vit.tasks.base import Task, diverged
 from vit.tasks.classify import Classify
 
@@ -137,12 +140,18 @@ class Finite(L.Callback):
 
 
 class Pictures(L.Callback):
-    """TensorBoard pictures: training batches as the model sees them, the confusion matrix, right and wrong answers."""
+    """TensorBoard pictures: training batches as the model sees them, the confusion matrix, right and wrong answers.
+
+    And maps of the same few validation pictures each time: what the model looks at, as it learns.
+    """
 
     SHOWN = 16
+    MAPPED = 8
 
     def __init__(self, *, times: int = 4) -> None:
         self.times = times
+        self.mapped: list[tuple[torch.Tensor, int]] = []
+        """validation pictures uint8 [3, H, W] and their classes, the first ones of each class"""
 
     def on_train_batch_start(self, trainer: L.Trainer, task: Classify, batch: Batch, index: int) -> None:
         if index == 0 and self._due(trainer) and len(batch):
@@ -155,6 +164,7 @@ class Pictures(L.Callback):
         self.right: list[tuple[np.ndarray, str]] = []
         self.wrong: list[tuple[np.ndarray, str]] = []
         self.counts: Counter[tuple[int, bool]] = Counter()
+        self.choosing = not self.mapped
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, task: Classify, outputs: torch.Tensor, batch: Batch, *_: Any
@@ -162,6 +172,8 @@ class Pictures(L.Callback):
         if not self._due(trainer):
             return
         each = -(-self.SHOWN // len(task.classes))  # of a class: the pictures come class by class
+        if self.choosing:
+            self._choose(batch, task)
         answers = outputs.argmax(dim=1).tolist()
         for place, (label, answer) in enumerate(zip(batch.labels.tolist(), answers, strict=True)):
             kept = self.right if label == answer else self.wrong
@@ -183,6 +195,16 @@ class Pictures(L.Callback):
                 drawn = io.BytesIO()
                 gallery(pictures, drawn)
                 writer.add_image(f"val/{name}", np.asarray(Image.open(drawn).convert("RGB")), step, dataformats="HWC")
+        if self.mapped:
+            drawn = io.BytesIO()
+            gallery(_with_maps(self.mapped, task), drawn)
+            writer.add_image("val/attention", np.asarray(Image.open(drawn).convert("RGB")), step, dataformats="HWC")
+
+    def _choose(self, batch: Batch, task: Classify) -> None:
+        each = -(-self.MAPPED // len(task.classes))
+        for image, label in zip(batch.images, batch.labels.tolist(), strict=True):
+            if len(self.mapped) < self.MAPPED and sum(label == other for _, other in self.mapped) < each:
+                self.mapped.append((image, label))
 
     def _due(self, trainer: L.Trainer) -> bool:
         """A few times a run: drawing takes two seconds or so."""
@@ -282,6 +304,25 @@ def _visible(images: torch.Tensor, task: Classify) -> np.ndarray:
     """Normalised images [B, 3, H, W] -> uint8 [B, H, W, 3]."""
     pixels = 255 * (images * task.normalise.std + task.normalise.mean)
     return pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _with_maps(chosen: list[tuple[torch.Tensor, int]], task: Classify) -> list[tuple[np.ndarray, str]]:
+    """Each picture, named, beside its map of the class the model answers."""
+    network = task.evaluated
+    assert isinstance(network, VisionTransformer)
+    batch = task.normalise(torch.stack([image for image, _ in chosen]))
+    with torch.inference_mode(False):
+        maps = attention_maps(network, batch.clone())
+    assert maps.targets is not None
+    pairs = []
+    for (image, label), values, answer in zip(chosen, maps.values.cpu().numpy(), maps.targets, strict=True):
+        picture = image.permute(1, 2, 0).cpu().numpy()
+        times = max(1, 160 // min(picture.shape[:2]))  # smoothly, where pictures are small
+        picture = picture.repeat(times, axis=0).repeat(times, axis=1)
+        height, width = picture.shape[:2]
+        pairs.append((picture, task.classes[label]))
+        pairs.append((laid_over(picture, values, Box(0, 0, height, width)), f"for {task.classes[answer]}"))
+    return pairs
 
 
 def _grid(images: np.ndarray) -> np.ndarray:
