@@ -1,6 +1,7 @@
 """`vit attention`: what it writes, what it says, what it refuses."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,10 @@ def test_every_method_writes_a_picture_and_its_numbers(
     out = tmp_path / "maps"
     words = [word for method in METHODS for word in ("--method", method)]
     outcome = vit("attention", trained_run, picture, *words, "--out", out, "--device", "cpu")
-    assert (outcome.code, outcome.out, outcome.err) == (0, f"maps       {out}\n", "")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out == f"maps       {out}\nexplorer   {out / 'explorer.html'}\n"
     names = {f"photo.{method}.{ending}" for method in METHODS for ending in ("png", "npy")}
-    assert {path.name for path in out.iterdir()} == names | {"photo.heads.png", "maps.json"}
+    assert {path.name for path in out.iterdir()} == names | {"photo.heads.png", "maps.json", "explorer.html"}
     (entry,) = json.loads((out / "maps.json").read_text())
     assert entry["path"] == str(picture)
     assert entry["answer"].startswith("answer ")
@@ -85,6 +87,31 @@ def test_pictures_of_the_same_name_keep_files_of_their_own_and_broken_ones_are_n
     assert len(list(out.glob("same-*.rollout.png"))) == 2
     assert (out / "<b>&.rollout.png").exists()
     assert sum("error" in entry for entry in json.loads((out / "maps.json").read_text())) == 1
+
+
+def test_the_explorer_holds_as_many_pictures_as_are_wanted_and_can_be_read(
+    vit: Any, trained_run: Path, colour_folder: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for number in range(4):
+        (data / f"{number}.jpg").write_bytes(
+            (colour_folder / "red" / "00.jpg").read_bytes()[: -200 if number == 0 else None]
+        )
+    for wanted, held in [(2, ["1.jpg", "2.jpg"]), (9, ["1.jpg", "2.jpg", "3.jpg"])]:
+        out = tmp_path / f"maps{wanted}"
+        words = ["--method=rollout", f"--explorer={wanted}", "--out", out, "--device=cpu"]
+        assert vit("attention", trained_run, data, *words).code == 1
+        page = (out / "explorer.html").read_text()
+        content = re.search(r'<script type="application/json" id="content">(.*?)</script>', page)
+        assert content is not None
+        views = json.loads(content[1])["views"]
+        assert [Path(view["name"]).name for view in views] == held
+        assert {answer["name"] for answer in views[0]["answers"]} == {"blue", "green", "red"}
+    out = tmp_path / "none"
+    outcome = vit("attention", trained_run, data, "--method=rollout", "--explorer=0", "--out", out, "--device=cpu")
+    assert outcome.out == f"maps       {out}\n"
+    assert not (out / "explorer.html").exists()
 
 
 def test_several_pictures_at_once_are_what_each_is_alone(trained_run: Path, picture: Path, colour_folder: Path) -> None:

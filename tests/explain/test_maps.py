@@ -295,6 +295,13 @@ def test_through_a_decoder_generic_attention_equals_the_product_of_all_layers() 
     assert not ours[0][0, 4]  # the word after
 
 
+@pytest.mark.parametrize("method", FOR_A_CLASS)
+def test_frozen_weights_have_the_same_maps(method: str) -> None:
+    model, x = build(), images()
+    expected = attention_maps(model, x, method=method, steps=4).values
+    torch.testing.assert_close(attention_maps(model.requires_grad_(False), x, method=method, steps=4).values, expected)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_maps_of_a_compiled_model_and_in_bf16_are_near_those_of_the_model(method: str) -> None:
     model, x = build(), images()

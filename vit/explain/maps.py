@@ -163,6 +163,7 @@ def _of_a_class(
 ) -> tuple[Tensor, Tensor]:
     """The map over the patches [B, rows * columns] by a method of gradients, and the class it is of."""
     prefix, trace = model.architecture.prefix, Trace()
+    images = images.detach().requires_grad_()  # there is a graph even where all weights are frozen
     scores = model.forward(images, trace=trace)  # not by call: a compiled graph has no nodes inside
     targets = _chosen(scores, targets)
     score, records = scores.gather(1, targets[:, None]).sum(), trace.self_attention
