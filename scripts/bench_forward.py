@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vit.models.file import build_network
+from vit.models.build import build_network
 from vit.models.sources import load_model
 from vit.models.timm import from_timm
 

@@ -18,7 +18,8 @@ from vit.errors import ConfigError, display_path
 from vit.explain.maps import Maps, Query
 from vit.explain.maps import attention_maps as maps_of
 from vit.explain.methods import Fusion
-from vit.models.file import ModelFile, Weights, build_network
+from vit.models.build import build_network
+from vit.models.file import ModelFile, Weights
 from vit.models.sources import load_model, near
 from vit.models.vision import VisionTransformer
 

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from vit.data.config import Preprocessing
 from vit.errors import ConfigError, ModelFileError
 from vit.models.architecture import VisionArchitecture
-from vit.models.file import ModelFile, architecture_from, build_network, classifier_file, read_model, save_model
+from vit.models.build import architecture_from, build_network
+from vit.models.file import ModelFile, classifier_file, read_model, save_model
 from vit.models.vision import VisionTransformer
 
 TINY = VisionArchitecture((16, 24), (8, 8), dim=32, depth=2, heads=4, hidden=48, classes=3, layer_scale=0.1)
@@ -218,7 +219,7 @@ def misfits() -> dict[str, tuple[ModelFile, str]]:
     wrong_shape.architecture = asdict(replace(TINY, hidden=64))
     unknown.architecture["wings"] = 2
     return {
-        "kind": (other_kind, "a model of kind 'captioner', not a classifier"),
+        "kind": (other_kind, "not a classifier of pictures but a captioner"),
         "names": (fewer_names, "2 class names for 3 outputs"),
         "missing": (missing, "weights and architecture do not fit"),
         "shape": (wrong_shape, "weights and architecture do not fit"),

@@ -18,7 +18,7 @@ from vit.data.config import Preprocessing
 from vit.data.normalise import Normalise, as_tensor
 from vit.data.transforms import EvaluationTransform
 from vit.errors import ConfigError, ModelFileError, VitError
-from vit.models.file import build_network
+from vit.models.build import build_network
 from vit.models.huggingface import DEFAULTS, from_huggingface, preprocessing_of, read_huggingface_folder
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}

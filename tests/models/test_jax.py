@@ -9,7 +9,8 @@ import timm
 import torch
 
 from vit.errors import ModelFileError
-from vit.models.file import ModelFile, build_network
+from vit.models.build import build_network
+from vit.models.file import ModelFile
 from vit.models.jax import read_jax
 
 DIM, HEADS, HIDDEN, DEPTH, CLASSES, PATCH, GRID = 12, 3, 20, 2, 5, 4, 3

@@ -14,7 +14,7 @@ from torch import nn
 
 from vit.errors import ConfigError, ModelFileError, VitError
 from vit.models import sources
-from vit.models.file import build_network
+from vit.models.build import build_network
 from vit.models.sources import load_model
 
 

@@ -11,7 +11,8 @@ from vit.api import load
 from vit.data.folders import list_training
 from vit.errors import ConfigError
 from vit.models.architecture import ModelConfig
-from vit.models.file import read_model, start_from
+from vit.models.build import start_from
+from vit.models.file import read_model
 from vit.models.vision import VisionTransformer
 from vit.tasks.config import Config
 from vit.tasks.run import make_task, set_up

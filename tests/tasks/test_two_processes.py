@@ -14,7 +14,8 @@ from tiny_runs import draw_folder, tiny
 from vit.api import load
 from vit.data.folders import list_evaluation
 from vit.data.module import ImageFolderData
-from vit.models.file import build_network, read_model
+from vit.models.build import build_network
+from vit.models.file import read_model
 from vit.tasks.classify import Classify
 from vit.tasks.run import make_trainer
 

@@ -54,7 +54,7 @@ def evaluate(
 ) -> int:
     """Evaluate `model` on the pictures of `data`; the report goes to `out`. Returns the exit code."""
     from vit.data.folders import list_evaluation
-    from vit.models.file import build_network
+    from vit.models.build import build_network
     from vit.models.sources import load_model
 
     run = _run_of(Path(model))

@@ -30,7 +30,7 @@ def export(model: str, folder: Path, *, weights: Any = None) -> int:
     """Write the folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` reads. Returns the exit code."""
     from safetensors.torch import save_file
 
-    from vit.models.file import build_network
+    from vit.models.build import build_network
     from vit.models.sources import load_model
     from vit.models.timm import recipe, to_timm
 

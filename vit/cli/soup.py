@@ -71,7 +71,7 @@ def soup(models: list[str], data: str | None, split: str, out: Path, config: Con
 def _scorer(file: "ModelFile", data: str, split: str, config: Config) -> "Callable[[Mapping[str, Tensor]], float]":
     """A function from weights to their accuracy on the pictures of a split, which it also tells."""
     from vit.data.folders import list_evaluation
-    from vit.models.file import build_network
+    from vit.models.build import build_network
     from vit.tasks.tune import device_for, outputs_of
 
     (samples,) = list_evaluation(data, file.classes, split=split).splits.values()

@@ -9,7 +9,7 @@ them under `ema.`. Loading runs no code: safetensors has none, and Lightning che
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,14 +21,14 @@ from torch import Tensor
 
 from vit.errors import ConfigError, ModelFileError, display_path
 from vit.files import whole_file
-from vit.models.architecture import Rope, VisionArchitecture
-from vit.models.vision import VisionTransformer, resampled, with_weights
+from vit.models.vision import VisionTransformer
 from vit.nn import merged
 
 FORMAT = 1
 EMA = "ema."
 Weights = Literal["ema", "raw"]
 State = dict[str, Tensor]
+_OPTIONAL = ("descriptions", "licence", "origin", "tokenizer")
 
 
 @dataclass
@@ -45,10 +45,12 @@ class ModelFile:
     """what the classes are in words, where their names are codes"""
     licence: str | None = None
     origin: str | None = None
+    tokenizer: str | None = field(default=None, repr=False)
+    """of a model of words: its tokenizer as JSON, as the tokenizers library writes it"""
 
     def header(self) -> dict[str, Any]:
         """What is not a tensor, in plain types."""
-        described = ("kind", "architecture", "classes", "preprocessing", "descriptions", "licence", "origin")
+        described = ("kind", "architecture", "classes", "preprocessing", *_OPTIONAL)
         return {"format": FORMAT, **{name: getattr(self, name) for name in described}}
 
     def weights(self, which: Weights | None = None) -> State:
@@ -111,56 +113,6 @@ def check_finite(model: ModelFile, source: object) -> None:
             raise ModelFileError(f"{display_path(source)}: the weights hold NaN or infinity ({name})")
 
 
-def build_network(model: ModelFile, weights: Weights | None = None, *, source: object = "model") -> VisionTransformer:
-    """The network of a classifier's file with its weights, in evaluation mode. Raises ModelFileError on a misfit."""
-    if model.kind != "classifier":
-        raise ModelFileError(f"{display_path(source)}: a model of kind {model.kind!r}, not a classifier")
-    try:
-        network = with_weights(architecture_from(model.architecture), model.weights(weights))
-    except ConfigError:
-        raise
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise ModelFileError(f"{display_path(source)}: weights and architecture do not fit: {_first(error)}") from error
-    if len(model.classes) != network.architecture.classes:
-        names, outputs = len(model.classes), network.architecture.classes
-        raise ModelFileError(f"{display_path(source)}: {names} class names for {outputs} outputs")
-    return network.eval()
-
-
-def architecture_from(fields: Mapping[str, Any]) -> VisionArchitecture:
-    """An architecture from JSON, where tuples have become lists."""
-    values = _with_tuples(fields)
-    if values.get("rope") is not None:
-        values["rope"] = Rope(**_with_tuples(values["rope"]))
-    return VisionArchitecture(**values)
-
-
-def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-
-
-def start_from(model: ModelFile, network: VisionTransformer, classes: Sequence[str]) -> None:
-    """Put a file's weights into a network of the same shape but for picture size and `classes`.
-
-    Takes the averaged weights where there are any. Learned positions are resampled to the network's grid; the head
-    stays fresh where the class names differ. Raises ConfigError naming the first parameter that does not fit.
-    """
-    old, new = architecture_from(model.architecture), network.architecture
-    state = dict(model.weights())
-    if "patch_embed.proj.weight" in state:  # else told below, like everything that is absent
-        state = resampled(state, old, new)
-    own = network.state_dict()
-    if model.classes != list(classes):
-        state.update({name: tensor for name, tensor in own.items() if name.startswith("head")})
-    for name in sorted(own.keys() | state.keys()):
-        there, here = (tuple(s[name].shape) if name in s else None for s in (state, own))
-        if there != here:
-            raise ConfigError(
-                f"model.init: {name} is {there or 'absent'} in the file and {here or 'absent'} in the model"
-            )
-    network.load_state_dict(state)
-
-
 def _model_in(path: Path) -> Path:
     """The file to read: of a run folder its model file, or its best checkpoint while the run is unfinished."""
     if not path.is_dir():
@@ -179,7 +131,7 @@ def _read_safetensors(path: Path) -> ModelFile:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no iterator of its own
     except (SafetensorError, OSError, ValueError, OverflowError) as error:
         raise ModelFileError(
-            f"{display_path(path)}: cut, damaged, or no model file at all ({_first(error)})"
+            f"{display_path(path)}: cut, damaged, or no model file at all ({first_line(error)})"
         ) from error
     if "vit" not in metadata:
         raise ModelFileError(
@@ -202,7 +154,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if type(error).__name__ == "UnpicklingError":
             reason = "holds objects that could run code; such files are refused"
         else:
-            reason = f"cut, damaged, or no checkpoint at all ({_first(error)})"
+            reason = f"cut, damaged, or no checkpoint at all ({first_line(error)})"
         raise ModelFileError(f"{display_path(path)}: {reason}") from error
     if damaged is not None:
         raise ModelFileError(f"{display_path(path)}: damaged, {damaged} does not match its checksum")
@@ -232,7 +184,7 @@ def _from_header(header: Any, raw: State, ema: State | None, path: Path) -> Mode
         if not isinstance(header.get(name), kind):
             raise ModelFileError(f"{display_path(path)}: incomplete header: {name} is missing, or no such thing")
     described = {name: header[name] for name in kinds}
-    described |= {name: header.get(name) for name in ("descriptions", "licence", "origin")}
+    described |= {name: header.get(name) for name in _OPTIONAL}
     return ModelFile(**described, raw=raw, ema=ema)
 
 
@@ -246,7 +198,7 @@ def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _first(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """The first line of a message, at most 120 characters."""
     line = (str(error).strip().splitlines() or [""])[0]
     line = line if " " in line else f"{type(error).__name__} {line}".strip()

@@ -4,19 +4,17 @@ Letters: B batch, C channels, H W height and width in pixels, N patches, P prefi
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit.models.architecture import VisionArchitecture
+from vit.models.parts import ACTIVATIONS, make_blocks, make_norm
 from vit.nn import (
     MLP,
     Attention,
-    Block,
     LatentPool,
     MixedAngles,
     PatchEmbed,
@@ -25,19 +23,12 @@ from vit.nn import (
     Transformer,
     angles_2d,
     centred_coordinates,
-    gelu_tanh,
     grid_coordinates,
-    quick_gelu,
     resample_patches,
     resample_positions,
     rotation,
     sincos_2d,
 )
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu}
-
-
-NORMS: dict[str, Callable[..., nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
 
 class VisionTransformer(Transformer):
@@ -52,8 +43,8 @@ class VisionTransformer(Transformer):
 
     def __init__(self, architecture: VisionArchitecture) -> None:
         a = architecture
-        norm = _norm(a)
-        super().__init__(_blocks(a, norm), norm(a.dim) if a.final_norm == "tokens" else nn.Identity())
+        norm = make_norm(a)
+        super().__init__(make_blocks(a), norm(a.dim) if a.final_norm == "tokens" else nn.Identity())
         self.architecture = a
         self.patch_embed = _patch_embed(a)
         if a.class_token:
@@ -221,54 +212,20 @@ def _rotation(a: VisionArchitecture, grid: tuple[int, int]) -> Tensor:
     return rotation(angles_2d(coordinates, a.dim // a.heads, base=a.rope.base), a.prefix)
 
 
-def _norm(a: VisionArchitecture) -> Callable[[int], nn.Module]:
-    return partial(NORMS[a.norm], eps=a.norm_eps)
-
-
 def _patch_embed(a: VisionArchitecture) -> PatchEmbed:
-    norm = _norm(a)(a.dim) if a.patch_norm else None
+    norm = make_norm(a)(a.dim) if a.patch_norm else None
     return PatchEmbed(a.patch_size, a.channels, a.dim, bias=not a.pre_norm, norm=norm)
-
-
-def _blocks(a: VisionArchitecture, norm: Callable[[int], nn.Module]) -> list[Block]:
-    rates = torch.linspace(0, a.drop_path, a.depth, device="cpu").tolist()  # numbers, also under a meta device
-    return [
-        Block(_attention(a, norm), _mlp(a, norm), norm=norm, layer_scale=a.layer_scale, drop_path=rate)
-        for rate in rates
-    ]
-
-
-def _attention(a: VisionArchitecture, norm: Callable[[int], nn.Module]) -> Attention:
-    return Attention(
-        a.dim,
-        a.heads,
-        bias=a.qkv_bias,
-        key_bias=a.key_bias,
-        proj_bias=a.bias,
-        qk_norm=norm if a.qk_norm else None,
-        norm=norm(a.dim) if a.attention_norm else None,
-        attention_dropout=a.attention_dropout,
-        dropout=a.dropout,
-    )
 
 
 def _latent_pool(a: VisionArchitecture) -> LatentPool:
     heads, hidden = a.pool_heads or a.heads, a.pool_hidden or a.hidden
     attn = Attention(a.dim, heads, attention_dropout=a.attention_dropout, dropout=a.dropout)
     return LatentPool(
-        attn, MLP(a.dim, hidden, activation=ACTIVATIONS[a.activation], dropout=a.dropout), _norm(a)(a.dim)
+        attn, MLP(a.dim, hidden, activation=ACTIVATIONS[a.activation], dropout=a.dropout), make_norm(a)(a.dim)
     )
 
 
-def _mlp(a: VisionArchitecture, norm: Callable[[int], nn.Module]) -> nn.Module:
-    inner = norm(a.hidden) if a.mlp_norm else None
-    if a.mlp == "swiglu":
-        return SwiGLU(a.dim, a.hidden, bias=a.bias, norm=inner, dropout=a.dropout)
-    activation = ACTIVATIONS[a.activation]
-    return MLP(a.dim, a.hidden, activation=activation, bias=a.bias, norm=inner, dropout=a.dropout)
-
-
-def initialise(model: VisionTransformer) -> None:
+def initialise(model: nn.Module) -> None:
     """Fresh weights, as in the paper's JAX code (Dosovitskiy et al. 2020, google-research/vision_transformer).
 
     | parameter | values |

@@ -64,10 +64,14 @@ class Attention(nn.Module):
     ) -> Tensor:
         """x [B, N, D], context [B, M, D] or None for x itself -> [B, N, D].
 
+        Several sequences can share a context, x [B * S, N, D], the S of each beside each other: its keys and values
+        are made and kept once.
+
         `mask` and `causal` as in `attention`. `rotation` turns queries and keys as in `rotate`, those of x alone: a
         context's tokens stand elsewhere. `cache` keeps keys and values between calls: those of x are appended
         to it; those of a context are computed once and reused. `trace` receives one `Record` of this call.
         """
+        shape = x.shape
         if context is None:
             q, k, v = self._split(self._project(x, slice(None)))
             q, k = self.q_norm(q), self.k_norm(k)
@@ -76,13 +80,14 @@ class Attention(nn.Module):
             if cache is not None:
                 k, v = cache.append(k, v)
         else:
+            x = x.reshape(context.shape[0], -1, self.dim)  # the sequences of one context beside each other
             q = self.q_norm(self._split(self._project(x, slice(0, self.dim)))[0])
             k, v = self._context_keys(context, cache)
         x = attention(q, k, v, mask=mask, causal=causal, dropout=self.attention_dropout if self.training else 0.0)
         if trace is not None:
             trace.append(Record(q, k, v, x, mask, causal))
         x = self.norm(x.transpose(1, 2).flatten(2))
-        return self.proj_drop(self.proj(x))
+        return self.proj_drop(self.proj(x)).reshape(shape)
 
     def _context_keys(self, context: Tensor, cache: KeyValues | None) -> tuple[Tensor, Tensor]:
         if cache is not None and cache.k is not None and cache.v is not None:

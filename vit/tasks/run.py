@@ -30,7 +30,8 @@ from vit.data.module import ImageFolderData
 from vit.errors import ConfigError, UnreadableImage, display_path
 from vit.files import write_text
 from vit.models.architecture import ModelConfig, VisionArchitecture, pick
-from vit.models.file import ModelFile, architecture_from, read_model, save_model, start_from
+from vit.models.build import architecture_from, start_from
+from vit.models.file import ModelFile, read_model, save_model
 from vit.models.sources import load_model
 from vit.models.vision import VisionTransformer
 from vit.tasks.callbacks import Finite, MetricsFile, Pictures, Progress, Speed, StopOnSignal

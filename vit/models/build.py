@@ -1,0 +1,117 @@
+"""From a model file to the network that it describes, and from its weights to a network of another run."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+
+from vit.errors import ConfigError, ModelFileError, display_path
+from vit.models.architecture import Rope, VisionArchitecture
+from vit.models.encoder_decoder import EncoderDecoder
+from vit.models.file import ModelFile, Weights, first_line
+from vit.models.fusion import FusedClassifier
+from vit.models.text import LanguageModel, TextEncoder
+from vit.models.text_architecture import EncoderDecoderArchitecture, FusionArchitecture, TextArchitecture
+from vit.models.vision import VisionTransformer, resampled
+
+Network: TypeAlias = VisionTransformer | LanguageModel | TextEncoder | EncoderDecoder | FusedClassifier
+
+USES = {
+    "classifier": "a classifier of pictures: `vit predict`, `vit evaluate`",
+    "captioner": "a captioner: `vit caption` describes pictures with it",
+    "translator": "a model from text to text: `vit generate` takes what it should read as --prompt",
+    "language": "a language model: `vit generate` writes with it",
+    "text-encoder": "an encoder of texts, for a decoder or a fused classifier to start from",
+    "fused": "a classifier of pictures with texts: `vit predict --text`, `vit evaluate`",
+}
+"""what a model of each kind is, and what to do with it"""
+
+
+def build_network(model: ModelFile, weights: Weights | None = None, *, source: object = "model") -> VisionTransformer:
+    """The network of a classifier's file with its weights, in evaluation mode. Raises ModelFileError on a misfit."""
+    require_kind(model, ("classifier",), source)
+    network = build_model(model, weights, source=source)
+    assert isinstance(network, VisionTransformer)
+    if len(model.classes) != network.architecture.classes:
+        names, outputs = len(model.classes), network.architecture.classes
+        raise ModelFileError(f"{display_path(source)}: {names} class names for {outputs} outputs")
+    return network
+
+
+def require_kind(model: ModelFile, kinds: Sequence[str], source: object = "model") -> None:
+    """Raise ModelFileError, saying what the model is for, where it is none of `kinds`."""
+    if model.kind not in kinds:
+        wanted = " or ".join(USES[kind].partition(":")[0] for kind in kinds)
+        there = USES.get(model.kind, f"of kind {model.kind!r}, which this version does not know")
+        raise ModelFileError(f"{display_path(source)}: not {wanted} but {there}")
+
+
+def build_model(model: ModelFile, weights: Weights | None = None, *, source: object = "model") -> Network:
+    """The network of a file of any kind, with its weights, in evaluation mode. Raises ModelFileError on a misfit."""
+    try:
+        with torch.device("meta"):  # no time is spent on drawing weights to be replaced
+            network = _network(model.kind, model.architecture)
+        network.load_state_dict(model.weights(weights), assign=True)
+    except ConfigError:
+        raise
+    except (RuntimeError, TypeError, ValueError, KeyError) as error:
+        reason = first_line(error)
+        raise ModelFileError(f"{display_path(source)}: weights and architecture do not fit: {reason}") from error
+    return network.eval()
+
+
+def _network(kind: str, fields: Mapping[str, Any]) -> Network:
+    if kind == "classifier":
+        return VisionTransformer(architecture_from(fields))
+    if kind == "language":
+        return LanguageModel(text_architecture_from(fields))
+    if kind == "text-encoder":
+        return TextEncoder(text_architecture_from(fields))
+    if kind in ("captioner", "translator"):
+        read = architecture_from if kind == "captioner" else text_architecture_from
+        encoder: VisionArchitecture | TextArchitecture = read(fields["encoder"])
+        return EncoderDecoder(EncoderDecoderArchitecture(encoder, text_architecture_from(fields["decoder"])))
+    if kind == "fused":
+        image, text = architecture_from(fields["image"]), text_architecture_from(fields["text"])
+        others = {name: value for name, value in fields.items() if name not in ("image", "text")}
+        return FusedClassifier(FusionArchitecture(image, text, **others))
+    raise ValueError(f"no model of kind {kind!r}")
+
+
+def architecture_from(fields: Mapping[str, Any]) -> VisionArchitecture:
+    """An architecture of pictures from JSON, where tuples have become lists."""
+    values = _with_tuples(fields)
+    if values.get("rope") is not None:
+        values["rope"] = Rope(**_with_tuples(values["rope"]))
+    return VisionArchitecture(**values)
+
+
+def text_architecture_from(fields: Mapping[str, Any]) -> TextArchitecture:
+    """An architecture of words from JSON."""
+    return TextArchitecture(**fields)
+
+
+def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+
+def start_from(model: ModelFile, network: VisionTransformer, classes: Sequence[str]) -> None:
+    """Put a file's weights into a network of the same shape but for picture size and `classes`.
+
+    Takes the averaged weights where there are any. Learned positions are resampled to the network's grid; the head
+    stays fresh where the class names differ. Raises ConfigError naming the first parameter that does not fit.
+    """
+    old, new = architecture_from(model.architecture), network.architecture
+    state = dict(model.weights())
+    if "patch_embed.proj.weight" in state:  # else told below, like everything that is absent
+        state = resampled(state, old, new)
+    own = network.state_dict()
+    if model.classes != list(classes):
+        state.update({name: tensor for name, tensor in own.items() if name.startswith("head")})
+    for name in sorted(own.keys() | state.keys()):
+        there, here = (tuple(s[name].shape) if name in s else None for s in (state, own))
+        if there != here:
+            raise ConfigError(
+                f"model.init: {name} is {there or 'absent'} in the file and {here or 'absent'} in the model"
+            )
+    network.load_state_dict(state)
