@@ -1,7 +1,7 @@
 """`vit.load` and what it returns: every way to hand over a picture gives the same answer."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +125,21 @@ def test_different_kinds_can_stand_in_one_list(model: vit.Classifier, pixels: np
     answers = model.predict([picture, pixels, Image.fromarray(pixels), torch.from_numpy(pixels).permute(2, 0, 1)])
     assert len(answers) == 4
     assert all(answer.classes == answers[0].classes for answer in answers)
+
+
+def test_weights_in_bf16_predict_nearly_the_same(picture: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = VisionTransformer(VisionArchitecture((16, 16), (8, 8), 32, 2, 2, 48, classes=3, positions="sincos"))
+    torch.nn.init.normal_(network.head.weight)
+    file = classifier_file(network, CLASSES, asdict(Preprocessing((16, 16))))
+    save_model(file, tmp_path / "fp32.safetensors")
+    save_model(replace(file, raw={n: t.bfloat16() for n, t in file.raw.items()}), tmp_path / "bf16.safetensors")
+    full, low = (vit.load(tmp_path / f"{name}.safetensors", device="cpu") for name in ("fp32", "bf16"))
+    assert next(low.network.parameters()).dtype == torch.bfloat16
+    (expected,), (found,) = full.predict(picture), low.predict(picture)
+    assert found.classes == expected.classes
+    assert found.probabilities == pytest.approx(expected.probabilities, abs=0.05)
+    assert vit.attention_maps(low, picture).values.isfinite().all()
 
 
 @pytest.mark.parametrize(("top", "count"), [(1, 1), (2, 2), (5, 3), (1000, 3)])

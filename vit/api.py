@@ -59,7 +59,8 @@ class Classifier:
         self.preprocessing = preprocessing
         self.device = torch.device(device)
         self.transform = EvaluationTransform(preprocessing)
-        self.normalise = Normalise(preprocessing).to(device)
+        self.dtype = next(self.network.parameters()).dtype
+        self.normalise = Normalise(preprocessing, self.dtype).to(device)
 
     def __repr__(self) -> str:
         height, width = self.preprocessing.size
@@ -115,7 +116,7 @@ class Classifier:
         if isinstance(images, Tensor) and images.is_floating_point():
             if images.dim() != 4:
                 raise ValueError(f"preprocessed images must be float [B, 3, H, W], got {list(images.shape)}")
-            yield from images.to(self.device).split(batch_size)
+            yield from images.to(self.device, self.dtype).split(batch_size)
             return
         if isinstance(images, Tensor) and images.dim() == 4:
             images = list(images)

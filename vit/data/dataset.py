@@ -158,7 +158,7 @@ def image_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         drop_last=drop_last,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         persistent_workers=workers > 0,
     )
 
@@ -180,7 +180,7 @@ def evaluation_loader(
     return image_loader(dataset, sampler, batch_size=batch_size, workers=workers, pin_memory=pin_memory)
 
 
-def _start_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
     """Keep a worker process to one core, and let the main process alone answer Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -13,7 +13,7 @@ def as_tensor(pixels: np.ndarray) -> Tensor:
 
 
 class Normalise(nn.Module):
-    """uint8 [B, 3, H, W] -> float32 with the mean and spread that the network is trained on.
+    """uint8 [B, 3, H, W] -> float with the mean and spread that the network is trained on; `dtype` is the network's.
 
     Pictures travel as bytes, a quarter of the size; this module moves to the device with the network and adds
     nothing to its saved weights.
@@ -22,10 +22,12 @@ class Normalise(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, preprocessing: Preprocessing) -> None:
+    def __init__(self, preprocessing: Preprocessing, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
+        self.dtype = dtype
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(preprocessing, name)).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        return (images / 255).sub_(self.mean).div_(self.std)  # in the order of timm and torchvision: the same bits
+        images = (images / 255).sub_(self.mean).div_(self.std)  # in the order of timm and torchvision: the same bits
+        return images.to(self.dtype)

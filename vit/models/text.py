@@ -57,7 +57,7 @@ class TextTransformer(Transformer):
         if a.positions == "learned":
             x = x + self.pos_embed[:, start:end]
         elif a.positions == "sincos":  # embeddings are made as large as the positions (Vaswani et al. 2017, 3.4)
-            x = x * math.sqrt(a.dim) + self.sincos[:, start:end]
+            x = x * math.sqrt(a.dim) + self.sincos[:, start:end].to(self.token_embed.weight.dtype)
         return self.embed_drop(x)
 
     def read(

@@ -166,6 +166,7 @@ class VisionTransformer(Transformer):
             return x + resample_positions(self.pos_embed, a.grid, grid, prefix=a.positioned)
         if a.positions == "sincos":
             fixed = self.sincos if grid == a.grid else sincos_2d(*grid, a.dim)[None].to(self.sincos)
+            fixed = fixed.to(self.patch_embed.proj.weight.dtype)  # weights from a file in bf16 leave the table in fp32
             patches = x.shape[1] - fixed.shape[1]
             return torch.cat([x[:, :patches], x[:, patches:] + fixed], dim=1)  # fp32 under autocast, like learned
         return x
