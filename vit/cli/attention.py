@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from vit.api import Classifier
+    from vit.explain.explorer import View
     from vit.explain.maps import Query
     from vit.explain.methods import Fusion
 
@@ -85,7 +86,7 @@ def main(argv: list[str]) -> int:
         from vit.cli.attention_score import score
 
         return score(classifier, options.images[0], options.method, options.limit, folder)
-    return draw(classifier, list(find_images(options.images)), request, folder)
+    return draw(classifier, list(find_images(options.images)), request, folder, options.explorer, options.model)
 
 
 def _check_use(options: Any) -> None:
@@ -101,13 +102,19 @@ def _check_use(options: Any) -> None:
         raise ConfigError(f"--explorer: must be 0 or more, got {options.explorer}")
 
 
-def draw(classifier: "Classifier", paths: list[str], request: Request, folder: Path) -> int:
-    """Write the maps of every picture, and `maps.json` of what was computed. Returns the exit code."""
+def draw(
+    classifier: "Classifier", paths: list[str], request: Request, folder: Path, explorer: int = 0, title: str = ""
+) -> int:
+    """Write the maps of every picture, `maps.json` of what was computed, and a page of the first `explorer` pictures.
+
+    Returns the exit code.
+    """
     from tqdm import tqdm
 
     from vit.data.decode import decode
 
     entries, failed = [], 0
+    views: list[View] = []
     bar = tqdm(paths, unit=" pictures", delay=2, leave=False, disable=not sys.stderr.isatty())
     for number, path in enumerate(bar):
         try:
@@ -118,10 +125,17 @@ def draw(classifier: "Classifier", paths: list[str], request: Request, folder: P
             bar.write(f"vit: {display_path(path)}: {error.reason}", file=sys.stderr)
             continue
         entries.append({"path": path, **_draw_one(classifier, picture, request, folder / _stem(path, number, paths))})
+        if len(views) < explorer:
+            views.append(_view(classifier, path, picture, pictures=min(explorer, len(paths))))
     if failed == len(paths):
         raise DataError(f"none of the {failed} pictures could be read")
     write_text(folder / "maps.json", json.dumps(entries, indent=1) + "\n")
     log.info("maps       %s", display_path(folder))
+    if views:
+        from vit.explain.explorer import page
+
+        write_text(folder / "explorer.html", page(views, f"vit attention {title}"))
+        log.info("explorer   %s", display_path(folder / "explorer.html"))
     return 1 if failed else 0
 
 
@@ -174,6 +188,21 @@ def _draw_one(classifier: "Classifier", picture: "np.ndarray", request: Request,
     heads = head_maps(network, images, query=request.query)[0].cpu().numpy()
     _save(Path(f"{stem}.heads.png"), contact_sheet(heads))
     return written
+
+
+def _view(classifier: "Classifier", path: str, picture: "np.ndarray", pictures: int) -> "View":
+    """One picture of the explorer's page, which holds so many `pictures`."""
+    from vit.explain.explorer import BUDGET, picture_view
+
+    pixels = classifier.prepare(picture)
+    return picture_view(
+        path,
+        pixels.permute(1, 2, 0).numpy(),
+        classifier.network,
+        classifier.normalise(pixels[None].to(classifier.device)),
+        classifier.descriptions or classifier.classes,
+        budget=BUDGET // pictures,
+    )
 
 
 def _answer(classifier: "Classifier", images: Any) -> str:

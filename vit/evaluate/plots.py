@@ -26,7 +26,7 @@ Target = str | os.PathLike[str] | IO[bytes]
 _NAMED = 60  # classes up to here are named along the axes, beyond they are numbered
 _COUNTED = 20  # classes up to here have their counts written into the cells
 _GALLERY = 36
-_BLUE, _ORANGE, _GREY = "#0072B2", "#E69F00", "#D0D0D0"  # blue and orange: Okabe & Ito, safe for the colour-blind
+BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#D0D0D0"  # blue and orange: Okabe & Ito, safe for the colour-blind
 _OTHER_SCRIPTS = (  # matplotlib's own font knows no Chinese, Japanese, Korean or emoji; these do, where installed
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
@@ -52,12 +52,12 @@ def confusion_plot(matrix: NDArray[Any], classes: Sequence[str], path: Target) -
         raise ValueError(f"expected a confusion matrix [{size}, {size}] for {size} classes, got {matrix.shape}")
     totals = matrix.sum(axis=1, keepdims=True)
     shares = np.ma.masked_array(matrix / np.maximum(totals, 1), mask=np.broadcast_to(totals == 0, matrix.shape))
-    names = [_shorten(name) for name in classes]
+    names = [shorten(name) for name in classes]
     side = _confusion_side(size)
     labels = 0.08 * max(map(len, names)) if size <= _NAMED else 0.4
-    figure = _figure(side + labels + 1.8, side + labels + 1.0)
+    figure = new_figure(side + labels + 1.8, side + labels + 1.0)
     axes = figure.add_subplot()
-    colours = colormaps["viridis"].with_extremes(bad=_GREY)
+    colours = colormaps["viridis"].with_extremes(bad=GREY)
     image = axes.imshow(shares, cmap=colours, norm=PowerNorm(0.5, 0, 1))
     if size <= _COUNTED:
         _write_counts(axes, matrix, shares)
@@ -70,17 +70,17 @@ def confusion_plot(matrix: NDArray[Any], classes: Sequence[str], path: Target) -
     bar.ax.set_yticklabels(["0", "1 %", "5 %", "10 %", "25 %", "50 %", "75 %", "100 %"])
     bar.set_label("share of the true class" + (" (grey: no samples)" if (totals == 0).any() else ""))
     axes.set_title(_confusion_title(matrix), pad=10)
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def reliability_plot(table: ReliabilityTable, path: Target) -> None:
     """Draw accuracy by confidence (Guo et al. 2017, figure 1) above the number of samples in each bin, as a PNG."""
-    figure = _figure(5.6, 6.4)
+    figure = new_figure(5.6, 6.4)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     filled = table.counts > 0
     left, width = table.edges[:-1][filled], np.diff(table.edges)[filled]
     accuracy, confidence = table.accuracy[filled], table.confidence[filled]
-    top.bar(left, accuracy, width, align="edge", color=_BLUE, edgecolor="white", label="accuracy")
+    top.bar(left, accuracy, width, align="edge", color=BLUE, edgecolor="white", label="accuracy")
     top.bar(
         left,
         confidence - accuracy,
@@ -88,7 +88,7 @@ def reliability_plot(table: ReliabilityTable, path: Target) -> None:
         bottom=accuracy,
         align="edge",
         facecolor="none",
-        edgecolor=_ORANGE,
+        edgecolor=ORANGE,
         hatch="////",
         label="gap to mean confidence",
     )
@@ -97,14 +97,14 @@ def reliability_plot(table: ReliabilityTable, path: Target) -> None:
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     error = expected_calibration_error(table)
     top.set_title(f"Expected calibration error {100 * error:.1f} % (samples: {table.counts.sum():,})", pad=10)
-    bottom.bar(table.edges[:-1], table.counts, np.diff(table.edges), align="edge", color=_BLUE, edgecolor="white")
+    bottom.bar(table.edges[:-1], table.counts, np.diff(table.edges), align="edge", color=BLUE, edgecolor="white")
     bottom.set(xlabel="confidence (probability of the answered class)", ylabel="samples")
     bottom.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     bottom.yaxis.set_major_formatter("{x:,.0f}")
     for axes in (top, bottom):
         axes.spines[["top", "right"]].set_visible(False)
     figure.align_ylabels()
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def gallery(pictures: Sequence[tuple[NDArray[np.uint8], str]], path: Target) -> None:
@@ -121,7 +121,7 @@ def gallery(pictures: Sequence[tuple[NDArray[np.uint8], str]], path: Target) -> 
     columns = math.ceil(math.sqrt(len(pictures)))
     rows = math.ceil(len(pictures) / columns)
     lines = max(caption.count("\n") + 1 for caption in captions)
-    figure = _figure(2.0 * columns, (1.9 + 0.15 * lines) * rows)
+    figure = new_figure(2.0 * columns, (1.9 + 0.15 * lines) * rows)
     figure.set_layout_engine("constrained", h_pad=0.08, w_pad=0.05)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
@@ -130,18 +130,18 @@ def gallery(pictures: Sequence[tuple[NDArray[np.uint8], str]], path: Target) -> 
         step = max(1, max(image.shape[:2]) // 600)  # large photographs are thinned: the canvas would take seconds each
         axes.imshow(image[::step, ::step])
         axes.set_anchor("N")  # captions of a row stand on one line, whatever shape the pictures have
-        axes.set_title(caption, fontsize=8, **_name_style())
-    _save(figure, path)
+        axes.set_title(caption, fontsize=8, **name_style())
+    save_png(figure, path)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """An empty figure of `width` x `height` inches with the canvas that writes PNG."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _save(figure: Figure, path: Target) -> None:
+def save_png(figure: Figure, path: Target) -> None:
     """Write the PNG at 150 dots an inch and empty the figure, whose parts refer to each other."""
     with warnings.catch_warnings():
         # a name in a script that no font here knows shows as boxes; that is no fault to stop for
@@ -150,7 +150,7 @@ def _save(figure: Figure, path: Target) -> None:
     figure.clear()
 
 
-def _name_style() -> dict[str, Any]:
+def name_style() -> dict[str, Any]:
     """How text that comes from the user is set: `$` is no formula, and fonts for other scripts help out."""
     installed = set(fontManager.get_font_names())
     return {
@@ -159,7 +159,7 @@ def _name_style() -> dict[str, Any]:
     }
 
 
-def _shorten(text: str, width: int = 24) -> str:
+def shorten(text: str, width: int = 24) -> str:
     """`text` as one printable line of at most `width` characters."""
     line = display_path(text)
     return line if len(line) <= width else line[: width - 9] + "…" + line[-8:]  # names often differ in their end
@@ -197,5 +197,5 @@ def _name_ticks(axes: Axes, names: list[str]) -> None:
     places = range(len(names))
     size = 9 if len(names) <= _COUNTED else 7
     turn = 90 if max(map(len, names)) > 4 else 0
-    axes.set_xticks(places, names, rotation=turn, fontsize=size, **_name_style())
-    axes.set_yticks(places, names, fontsize=size, **_name_style())
+    axes.set_xticks(places, names, rotation=turn, fontsize=size, **name_style())
+    axes.set_yticks(places, names, fontsize=size, **name_style())
