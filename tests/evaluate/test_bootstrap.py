@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vit.evaluate.bootstrap import bootstrap_interval
+from vit.evaluate.bootstrap import bootstrap_interval, mean_intervals
 
 
 def share(counts: np.ndarray) -> np.ndarray:
@@ -35,6 +35,29 @@ def test_single_samples_and_summed_counts_agree() -> None:
     single = bootstrap_interval(np.ones(1000), lambda counts: counts @ values / 1000, seed=1)
     summed = bootstrap_interval(np.array([300, 700]), share, seed=2)
     np.testing.assert_allclose(single, summed, atol=0.4 * np.sqrt(0.21 / 1000))
+
+
+def test_intervals_of_several_means_are_those_of_each_alone_from_the_same_resamples() -> None:
+    values = np.random.default_rng(0).normal(size=(200, 3)) * [1, 2, 3] + [0, 5, -5]
+    low, high = mean_intervals(values, seed=4)
+    for column in range(3):
+        one = values[:, column]
+        alone = bootstrap_interval(np.ones(200), lambda counts, one=one: counts @ one / 200, seed=4)
+        assert (low[column], high[column]) == pytest.approx(alone)
+
+
+def test_a_column_of_differences_is_a_paired_comparison() -> None:
+    random = np.random.default_rng(0)
+    hard = random.normal(0, 10, 300)  # what samples differ in
+    better = hard + 1 + random.normal(0, 0.5, 300)
+    low, high = mean_intervals(np.stack([hard, better, better - hard], axis=1), seed=0)
+    assert low[1] < high[0]  # each by itself, the two overlap
+    np.testing.assert_allclose([low[2], high[2]], [1 - 0.057, 1 + 0.057], atol=0.05)  # 1.96 * 0.5 / sqrt(300)
+
+
+def test_means_of_no_samples_are_refused() -> None:
+    with pytest.raises(ValueError, match="a bootstrap needs at least one sample"):
+        mean_intervals(np.empty((0, 2)), seed=0)
 
 
 def test_a_higher_level_gives_a_wider_interval() -> None:
