@@ -49,6 +49,7 @@ class TrainingTransform:
 
     def __init__(self, augment: AugmentConfig, preprocessing: Preprocessing) -> None:
         self.size = preprocessing.size
+        augment = augment.settled()
         self._fit = None if augment.crop == "random-resized" else EvaluationTransform(preprocessing)
         # albumentations' fallback crop of a picture thinner than this would be empty
         self._thinnest = (math.ceil(1 / augment.crop_ratio[1]), math.ceil(augment.crop_ratio[0]))
@@ -100,7 +101,7 @@ def _crop_steps(augment: AugmentConfig, preprocessing: Preprocessing) -> list[An
 
 def _flip_steps(augment: AugmentConfig) -> list[Any]:
     steps = []
-    if augment.flip > 0:
+    if augment.flip:
         steps.append(A.HorizontalFlip(p=augment.flip))
     if augment.vertical_flip > 0:
         steps.append(A.VerticalFlip(p=augment.vertical_flip))

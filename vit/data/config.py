@@ -1,13 +1,14 @@
 """What can be set about data and augmentation. Imports no torch, so that `vit --help` answers at once."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from vit.errors import ConfigError
 
 Interpolation = Literal["bicubic", "bilinear"]
 Resize = Literal["crop", "letterbox", "squash"]
+Crop = Literal["random-resized", "pad", "none"]
 
 
 def require(holds: bool, key: str, value: object, rule: str) -> None:
@@ -100,14 +101,15 @@ class DataConfig:
 class AugmentConfig:
     """How training pictures are varied. Every draw is a function of (seed, epoch, index)."""
 
-    crop: Literal["random-resized", "pad", "none"] = "random-resized"
-    """random-resized: a random part, resized; pad: resized, padded by an eighth, cropped back; none: as evaluated"""
+    crop: Crop | None = None
+    """random-resized: a random part, resized; pad: resized, padded by an eighth, cropped back; none: as evaluated; null
+    takes random-resized to classify, none where words tell of the whole picture"""
     crop_scale: tuple[float, float] = (0.35, 1.0)
     """area of the random part, as a share of the picture"""
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
     """aspect ratio (width / height) of the random part"""
-    flip: float = 0.5
-    """probability of a left-right flip"""
+    flip: float | None = None
+    """probability of a left-right flip; null takes 0.5 to classify, 0 where words may tell left from right"""
     vertical_flip: float = 0.0
     """probability of an upside-down flip"""
     color_jitter: float = 0.0
@@ -138,10 +140,18 @@ class AugmentConfig:
         require(0 < low <= high, "augment.crop_ratio", self.crop_ratio, "must rise and be positive")
         for name in ("flip", "vertical_flip", "erase", "mix_probability", "mix_switch"):
             value = getattr(self, name)
-            require(0 <= value <= 1, f"augment.{name}", value, "must be a probability in [0, 1]")
+            require(value is None or 0 <= value <= 1, f"augment.{name}", value, "must be a probability in [0, 1]")
         require(self.color_jitter >= 0, "augment.color_jitter", self.color_jitter, "must not be negative")
         require(self.policy_ops >= 1, "augment.policy_ops", self.policy_ops, "must be at least 1")
         require(0 <= self.policy_magnitude <= 10, "augment.policy_magnitude", self.policy_magnitude, "must be 0 to 10")
         require(self.mixup >= 0, "augment.mixup", self.mixup, "must not be negative")
         require(self.cutmix >= 0, "augment.cutmix", self.cutmix, "must not be negative")
         require(self.mix_off_epochs >= 0, "augment.mix_off_epochs", self.mix_off_epochs, "must not be negative")
+
+    def settled(self, *, words: bool = False) -> "AugmentConfig":
+        """With what was left open for classes, or for words."""
+        crop: Crop = "none" if words else "random-resized"
+        flip = 0.0 if words else 0.5
+        return replace(
+            self, crop=crop if self.crop is None else self.crop, flip=flip if self.flip is None else self.flip
+        )

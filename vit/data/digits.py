@@ -6,14 +6,12 @@ and C. Kaynak (UCI Machine Learning Repository, 1998), of ten classes in nearly 
 
 import hashlib
 import os
-import tempfile
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from vit.data.decode import decode
-from vit.errors import DataError, UnreadableImage, VitError, display_path
+from vit.data.made import write_set
+from vit.errors import VitError
 
 SIDE = 32
 """height and width of the pictures written, in pixels"""
@@ -25,25 +23,7 @@ def make_digits(out: str | os.PathLike[str]) -> bool:
     Returns False, and touches nothing, where the set is already there. The files appear all at once or not at all.
     Raises `DataError` when `out` holds anything else, `VitError` without scikit-learn.
     """
-    target = Path(os.path.abspath(os.fspath(out)))
-    pictures = _pictures()
-    if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
-        if _holds(target, pictures):
-            return False
-        raise DataError(f"{display_path(target)}: already there and not this set; name a new or empty folder")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the target, since a folder can be renamed only within its file system.
-        with tempfile.TemporaryDirectory(
-            prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True
-        ) as made:
-            _write(Path(made) / "digits", pictures)
-            if target.exists():
-                target.rmdir()
-            os.rename(Path(made) / "digits", target)
-    except OSError as error:
-        raise DataError(f"{display_path(target)}: {(error.strerror or str(error)).lower()}") from error
-    return True
+    return write_set(out, _pictures().items())
 
 
 def _pictures() -> dict[str, np.ndarray]:
@@ -74,21 +54,3 @@ def _enlarge(scan: np.ndarray) -> np.ndarray:
     """Values 0 to 16 [8, 8] -> uint8 [SIDE, SIDE]."""
     grey = np.rint(scan * (255 / 16)).astype(np.uint8)
     return np.array(Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-
-
-def _write(folder: Path, pictures: dict[str, np.ndarray]) -> None:
-    for name, pixels in pictures.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path)
-
-
-def _holds(folder: Path, pictures: dict[str, np.ndarray]) -> bool:
-    """Whether the folder has these pictures, pixel for pixel, and no other files."""
-    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    if there != pictures.keys():
-        return False
-    try:
-        return all(np.array_equal(decode(folder / name)[..., 0], pixels) for name, pixels in pictures.items())
-    except UnreadableImage:
-        return False

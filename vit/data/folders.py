@@ -8,7 +8,7 @@ import csv
 import glob
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vit.data.layouts import SPLIT_NAMES, UNSPLIT, Found, LeftOut, entries, find_pictures, is_picture, walk
@@ -57,7 +57,7 @@ def list_training(data: str | os.PathLike[str], *, val_fraction: float, test_fra
     for split in shares:
         tables[split] = {}
     for name in classes:
-        for split, held in _hold_out(train[name], shares, found.root, seed).items():
+        for split, held in hold_out(train[name], shares, found.root, seed).items():
             tables[split][name] = held
     splits: dict[str, list[Sample]] = {
         split: [Sample(path, label) for label, name in enumerate(classes) for path in tables[split].get(name, [])]
@@ -74,7 +74,7 @@ def list_evaluation(data: str | os.PathLike[str], classes: Sequence[str], *, spl
     the split is not there, or holds no picture of any of the classes.
     """
     found = find_pictures(data)
-    chosen = _choose_split(found, split)
+    chosen = choose_split(found.root, found.splits, split)
     pictures = {name: paths for name, paths in found.splits[chosen].items() if paths}
     root = display_path(found.root)
     if not pictures:
@@ -163,8 +163,8 @@ def _images_at(path: str) -> list[str]:
     raise DataError(f"{what} {display_path(path)}")
 
 
-def _hold_out(paths: list[str], shares: dict[str, float], root: str, seed: int) -> dict[str, list[str]]:
-    """Split the paths of one class into train and the given shares of it; at least one stays in train.
+def hold_out(paths: Sequence[str], shares: Mapping[str, float], root: str, seed: int) -> dict[str, list[str]]:
+    """Split paths, such as those of one class, into train and the given shares of it; at least one stays in train.
 
     Every share gets at least one picture, as far as they go round. The order is by a hash of seed and path, which
     is the same on every machine.
@@ -182,19 +182,18 @@ def _hold_out(paths: list[str], shares: dict[str, float], root: str, seed: int) 
     return {"train": sorted(order)} | parts
 
 
-def _choose_split(found: Found, split: str | None) -> str:
-    """The split of `found` that was asked for, or else the one to measure on."""
-    root = display_path(found.root)
-    names = ", ".join(sorted(found.splits)) if UNSPLIT not in found.splits else "none"
+def choose_split(root: str, splits: Collection[str], split: str | None) -> str:
+    """The one of `splits` that was asked for, or else the one to measure on: all, test, val. Raises `DataError`."""
+    names = ", ".join(sorted(splits)) if UNSPLIT not in splits else "none"
     if split is not None:
         wanted = SPLIT_NAMES.get(split, split)
-        if wanted not in found.splits:
-            raise DataError(f"{root}: no split called {display_path(split)}; it has {names}")
+        if wanted not in splits:
+            raise DataError(f"{display_path(root)}: no split called {display_path(split)}; it has {names}")
         return wanted
     for choice in (UNSPLIT, "test", "val"):
-        if choice in found.splits:
+        if choice in splits:
             return choice
-    raise DataError(f"{root}: neither test nor val to measure on; it has {names}")
+    raise DataError(f"{display_path(root)}: neither test nor val to measure on; it has {names}")
 
 
 def _few(names: Sequence[str]) -> str:

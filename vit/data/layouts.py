@@ -3,17 +3,14 @@
 Nothing is decoded here; a file counts as a picture by its ending, and must be regular and not empty.
 """
 
-import csv
-import io
-import json
 import os
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TextIO
 
 from vit.data.decode import IMAGE_SUFFIXES
+from vit.data.tables import PATH_COLUMNS, fault, read_rows, text_of
 from vit.errors import DataError, display_path
 
 UNSPLIT = "all"
@@ -21,7 +18,6 @@ UNSPLIT = "all"
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
-_PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "image_path", "image")
 _LABEL_COLUMNS = ("label", "class")
 _IGNORED = {"__macosx", "thumbs.db", "desktop.ini", "@eadir"}  # what operating systems leave behind; hidden files too
 
@@ -167,14 +163,14 @@ def _classes(folder: str, left_out: list[LeftOut], barred: set[tuple[int, int]])
 
 def _fit(candidates: list[os.DirEntry[str]], left_out: list[LeftOut]) -> Iterator[str]:
     for entry in candidates:
-        unfit = _unfit(entry) if is_picture(entry.name) else ""
-        if unfit is None:
+        reason = unfit(entry) if is_picture(entry.name) else ""
+        if reason is None:
             yield entry.path
         else:
-            left_out.append(LeftOut(entry.path, unfit))
+            left_out.append(LeftOut(entry.path, reason))
 
 
-def _unfit(file: os.DirEntry[str] | str) -> str | None:
+def unfit(file: os.DirEntry[str] | str) -> str | None:
     """Why a file cannot be a picture, as far as this shows without opening it; None when it can."""
     try:
         status = os.stat(file) if isinstance(file, str) else file.stat()
@@ -199,75 +195,19 @@ def _summarise_others(found: Found) -> None:
 def _find_in_list(path: str) -> Found:
     root = os.path.dirname(path)
     found = Found(root, {})
-    for line, row in _rows(path):
-        name = _value(row, _PATH_COLUMNS, path, line)
-        label = _value(row, _LABEL_COLUMNS, path, line)
+    for line, row in read_rows(path):
+        name = text_of(row, PATH_COLUMNS, path, line)
+        label = text_of(row, _LABEL_COLUMNS, path, line)
         split = UNSPLIT
         if "split" in row:
             split = SPLIT_NAMES.get(str(row["split"]).strip().lower(), "")
             if not split:
-                raise _at(path, line, f"split must be train, val or test, got {row['split']!r}")
+                raise fault(path, line, f"split must be train, val or test, got {row['split']!r}")
         file = os.path.join(root, name)
         pictures = found.splits.setdefault(split, {}).setdefault(label, [])
-        unfit = _unfit(file)
-        if unfit is None:
+        reason = unfit(file)
+        if reason is None:
             pictures.append(file)
         else:
-            found.left_out.append(LeftOut(file, unfit))
+            found.left_out.append(LeftOut(file, reason))
     return found
-
-
-def _rows(path: str) -> Iterator[tuple[int, dict[str, object]]]:
-    """Line number and fields, by lower-case column name, of each row of a .csv or .jsonl file."""
-    try:
-        with open(path, "rb") as stream:
-            text = stream.read().decode("utf-8-sig", "surrogateescape")  # as Python decodes the names of files
-    except OSError as error:
-        raise DataError(f"{display_path(path)}: {(error.strerror or str(error)).lower()}") from error
-    rows = _csv_rows if path.lower().endswith(".csv") else _jsonl_rows
-    for line, row in rows(path, io.StringIO(text, newline="")):
-        yield line, {key.strip().lower(): value for key, value in row.items()}
-
-
-def _csv_rows(path: str, stream: TextIO) -> Iterator[tuple[int, dict[str, object]]]:
-    reader = csv.DictReader(stream, strict=True)
-    try:
-        for row in reader:
-            if None in row:
-                raise _at(path, reader.line_num, "more fields than columns; quote a name that has a comma")
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise _at(path, reader.reader.line_num, str(error)) from error
-
-
-def _jsonl_rows(path: str, stream: TextIO) -> Iterator[tuple[int, dict[str, object]]]:
-    for number, line in enumerate(stream, 1):
-        if line.strip():
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise _at(path, number, f"not valid JSON, {error}") from error
-            if not isinstance(record, dict):
-                raise _at(path, number, "not a JSON object")
-            yield number, record
-
-
-def _value(row: dict[str, object], columns: tuple[str, ...], path: str, line: int) -> str:
-    """The text in the first of `columns` that the row has."""
-    names = f"{', '.join(columns[:-1])} or {columns[-1]}"
-    for column in columns:
-        if column in row:
-            value = row[column]
-            if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
-                raise _at(path, line, f"{column} must be text, got {value!r}")
-            text = str(value)
-            try:
-                text.encode("utf-8", "surrogateescape")
-            except UnicodeEncodeError as error:
-                raise _at(path, line, f"{column} is not valid text: {text!r}") from error
-            return text
-    raise _at(path, line, f"no column called {names}")
-
-
-def _at(path: str, line: int, reason: str) -> DataError:
-    return DataError(f"{display_path(path)}, line {line}: {display_path(reason)}")

@@ -1,4 +1,4 @@
-"""The image folders of a listing as Lightning's data module."""
+"""Batches as Lightning's data modules: of image folders here, of words in `vit.data.word_module`."""
 
 from typing import Any
 
@@ -12,25 +12,19 @@ from vit.data.sampling import EpochSampler
 from vit.errors import DataError, display_path
 
 
-class ImageFolderData(L.LightningDataModule):
-    """Training, validation and test batches of one listing.
+class EpochData(L.LightningDataModule):
+    """What all data modules share: they know the epoch to go on with, and their place among the devices.
 
-    The samplers share the pictures out among the devices themselves: give the Trainer
-    `use_distributed_sampler=False`, else Lightning wraps them, and evaluation would count pictures twice.
+    The samplers share the samples out among the devices themselves: give the Trainer
+    `use_distributed_sampler=False`, else Lightning wraps them, and evaluation would count samples twice.
     Lightning calls `set_epoch` of the training sampler before every epoch, which is too late for the first one after a
     resume: by then the workers have drawn from the sampler. So the epoch to go on with is saved in the checkpoint, as
     this module's state, and the sampler starts with it.
     """
 
-    def __init__(
-        self, listing: Listing, data: DataConfig, augment: AugmentConfig, preprocessing: Preprocessing, seed: int
-    ) -> None:
+    def __init__(self, data: DataConfig, seed: int) -> None:
         super().__init__()
-        self.listing = listing
-        self.preprocessing = preprocessing
-        self._data = data
-        self._augment = augment
-        self._seed = seed
+        self._data, self._seed = data, seed
         self._epoch = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -47,6 +41,28 @@ class ImageFolderData(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on as the checkpoint says; Lightning calls this before it asks for a loader."""
         self._epoch = state_dict["epoch"]
+
+    def _place(self) -> tuple[int, int]:
+        """This process's rank and the number of processes; 0 of 1 outside a Trainer."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _workers(self) -> int:
+        return worker_count(self._data.workers, self.trainer.num_devices if self.trainer else 1)
+
+    def _on_cuda(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+
+class ImageFolderData(EpochData):
+    """Training, validation and test batches of one listing."""
+
+    def __init__(
+        self, listing: Listing, data: DataConfig, augment: AugmentConfig, preprocessing: Preprocessing, seed: int
+    ) -> None:
+        super().__init__(data, seed)
+        self.listing = listing
+        self.preprocessing = preprocessing
+        self._augment = augment
 
     def train_dataloader(self) -> "DataLoader[Batch]":
         """Batches of equal size; a folder smaller than one batch gives one smaller batch."""
@@ -106,13 +122,3 @@ class ImageFolderData(L.LightningDataModule):
         if not samples:
             raise DataError(f"{display_path(self.listing.root)}: no pictures for {split}")
         return samples
-
-    def _place(self) -> tuple[int, int]:
-        """This process's rank and the number of processes; 0 of 1 outside a Trainer."""
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-    def _workers(self) -> int:
-        return worker_count(self._data.workers, self.trainer.num_devices if self.trainer else 1)
-
-    def _on_cuda(self) -> bool:
-        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

@@ -1,0 +1,53 @@
+"""Words as Lightning's data module."""
+
+from torch.utils.data import DataLoader
+
+from vit.data.config import DataConfig
+from vit.data.module import EpochData
+from vit.data.sampling import EpochSampler, ExactSampler
+from vit.data.words import WindowDataset, WordBatch, WordDataset, word_loader
+from vit.errors import DataError
+
+
+class WordsData(EpochData):
+    """Training and validation batches of any task with words; those of `WordDataset` hold texts of like length."""
+
+    def __init__(
+        self, train: WordDataset | WindowDataset, val: WordDataset | WindowDataset, data: DataConfig, seed: int
+    ) -> None:
+        super().__init__(data, seed)
+        self.train, self.val = train, val
+
+    def train_dataloader(self) -> "DataLoader[WordBatch]":
+        """Batches of equal size; less data than one batch gives one smaller batch."""
+        rank, world = self._place()
+        sampler = EpochSampler(range(len(self.train)), seed=self._seed, rank=rank, world=world)
+        sampler.set_epoch(self._epoch)
+        return word_loader(
+            self.train,
+            sampler,
+            batch_size=self._data.batch_size,
+            workers=self._workers_for(self.train),
+            pin_memory=self._on_cuda(),
+            bucketed=isinstance(self.train, WordDataset),
+            drop_last=len(sampler) >= self._data.batch_size,
+            seed=self._seed,
+        )
+
+    def val_dataloader(self) -> "DataLoader[WordBatch]":
+        """Every sample once over all devices."""
+        rank, world = self._place()
+        if len(self.val) < world:  # Lightning would wait for ever for the device without any
+            raise DataError(f"{len(self.val)} samples for validation on {world} devices")
+        sampler = ExactSampler(len(self.val), rank=rank, world=world)
+        return word_loader(
+            self.val,
+            sampler,
+            batch_size=self._data.batch_size,
+            workers=self._workers_for(self.val),
+            pin_memory=self._on_cuda(),
+        )
+
+    def _workers_for(self, dataset: WordDataset | WindowDataset) -> int:
+        """None where there is nothing to decode: starting a process takes longer."""
+        return self._workers() if dataset.decodes else 0

@@ -1,0 +1,262 @@
+"""Words to batches: captions with their pictures, pairs of texts, questions about pictures, windows of one long text.
+
+All texts are token ids when a dataset is made, kept in one block of numbers. Letters: B pictures (or texts to read), R
+texts to write, N, M tokens.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vit.data.dataset import ImageDataset, Loaded, start_worker, worker_count
+from vit.data.sampling import Draw, draw_seed
+
+
+class Texts:
+    """Token ids of many texts in one array: a million lists would be copied into every worker process."""
+
+    def __init__(self, texts: Sequence[Sequence[int]]) -> None:
+        self._ends = np.cumsum([0, *(len(text) for text in texts)])
+        self._tokens = np.fromiter((token for text in texts for token in text), np.int32, self._ends[-1])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._tokens[self._ends[index] : self._ends[index + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each text."""
+        return np.diff(self._ends)
+
+
+@dataclass(slots=True)
+class WordItem:
+    """What one draw gives: the picture or the text to read, the texts to write, the class to answer."""
+
+    index: int
+    image: Tensor | None = None
+    source: np.ndarray | None = None
+    texts: list[np.ndarray] = field(default_factory=list)
+    label: int | None = None
+    failure: str | None = None
+    """why the picture could not be read"""
+
+
+@dataclass(slots=True)
+class WordBatch:
+    """tokens int64 [R, N] to write, padding behind, and how many are none, `lengths` [R]; `owners` [R] tells which of
+    the B pictures or sources each is of. images uint8 [B, 3, H, W]; source int64 [B, M] with `source_lengths` [B];
+    labels, indices int64 [B]; failures: (index, reason) of the pictures left out.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    owners: Tensor
+    indices: Tensor
+    images: Tensor | None = None
+    source: Tensor | None = None
+    source_lengths: Tensor | None = None
+    labels: Tensor | None = None
+    failures: list[tuple[int, str]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "WordBatch":
+        """The batch on `device`."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "WordBatch":
+        """The batch in page-locked memory; DataLoader calls this where `pin_memory` is on."""
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> "WordBatch":
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {name: change(v) for name, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **changed)
+
+
+class WordDataset(Dataset[WordItem]):
+    """Pictures or sources with the texts to write about them, or with the class to answer.
+
+    `groups` holds each sample's places in `texts`. In training one of them is drawn, a function of (seed, draw); in
+    evaluation all are given.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Sequence[int]],
+        texts: Texts,
+        *,
+        images: ImageDataset | None = None,
+        sources: Texts | None = None,
+        labels: Sequence[int] | None = None,
+        training: bool,
+        seed: int = 0,
+    ) -> None:
+        self.texts = texts
+        self._groups = Texts(groups)
+        self._images, self._sources = images, sources
+        self._labels = None if labels is None else np.asarray(labels, dtype=np.int64)
+        self._training, self._seed = training, seed
+
+    @property
+    def decodes(self) -> bool:
+        """Whether there are pictures to decode, which is work for several processes."""
+        return self._images is not None
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __getitem__(self, draw: Draw) -> WordItem:
+        item = WordItem(draw.index, label=None if self._labels is None else int(self._labels[draw.index]))
+        if self._images is not None:
+            loaded = self._images[draw]
+            if not isinstance(loaded, Loaded):
+                return WordItem(draw.index, failure=loaded.reason)
+            item.image = loaded.image
+        if self._sources is not None:
+            item.source = self._sources[draw.index]
+        item.texts = [self.texts[place] for place in self.chosen(draw)]
+        return item
+
+    def chosen(self, draw: Draw) -> list[int]:
+        """The places of the texts that a draw gives: one at random in training, else all."""
+        group = self._groups[draw.index]
+        if not self._training or len(group) < 2:
+            return [int(place) for place in group]
+        return [int(group[draw_seed(self._seed + 1, *draw) % len(group)])]
+
+    def length(self, draw: Draw) -> int:
+        """Tokens that a draw brings to its batch."""
+        written = max((int(self.texts.lengths[place]) for place in self.chosen(draw)), default=0)
+        return written + (0 if self._sources is None else len(self._sources[draw.index]))
+
+
+class WindowDataset(Dataset[WordItem]):
+    """Windows of one long text, tokens [T]: each has `length` tokens and the one after it.
+
+    In training a window begins anywhere, a function of (seed, draw); in evaluation they stand one behind the other, so
+    that every token but the first is predicted once.
+    """
+
+    def __init__(self, tokens: np.ndarray, length: int, count: int, *, training: bool, seed: int = 0) -> None:
+        self._tokens, self._length, self._count = tokens, length, count
+        self._training, self._seed = training, seed
+
+    decodes = False
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, draw: Draw) -> WordItem:
+        if self._training:
+            start = draw_seed(self._seed, *draw) % (len(self._tokens) - self._length)
+        else:
+            start = draw.index * self._length
+        return WordItem(draw.index, texts=[self._tokens[start : start + self._length + 1]])
+
+
+def collate_words(items: Sequence[WordItem]) -> WordBatch:
+    """Stack what was read, padding texts with zeros behind; pictures that could not be read are named and left out."""
+    read = [item for item in items if item.failure is None]
+    texts = [text for item in read for text in item.texts]
+    owners = [place for place, item in enumerate(read) for _ in item.texts]
+    tokens, lengths = _padded(texts)
+    batch = WordBatch(
+        tokens,
+        lengths,
+        torch.tensor(owners, dtype=torch.int64),
+        torch.tensor([item.index for item in read], dtype=torch.int64),
+        failures=[(item.index, item.failure) for item in items if item.failure is not None],
+    )
+    if read and read[0].image is not None:
+        batch.images = torch.stack([item.image for item in read if item.image is not None])
+    if read and read[0].source is not None:
+        batch.source, batch.source_lengths = _padded([item.source for item in read if item.source is not None])
+    if read and read[0].label is not None:
+        batch.labels = torch.tensor([item.label for item in read], dtype=torch.int64)
+    return batch
+
+
+def _padded(texts: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    lengths = torch.tensor([len(text) for text in texts], dtype=torch.int64)
+    tokens = torch.zeros(len(texts), int(lengths.max()) if len(texts) else 0, dtype=torch.int64)
+    for row, text in enumerate(texts):
+        tokens[row, : len(text)] = torch.from_numpy(text.astype(np.int64))
+    return tokens, lengths
+
+
+class LengthBatches(Sampler[list[Draw]]):
+    """Batches of draws of like length, so that little is padded: a window of batches is sorted, then shuffled again.
+
+    From the sampler's order alone, so the same with any number of workers.
+    """
+
+    WINDOW = 32  # batches
+
+    def __init__(
+        self, sampler: Sampler[Draw], length: Callable[[Draw], int], batch_size: int, *, seed: int, drop_last: bool
+    ) -> None:
+        self.sampler = sampler  # Lightning sets its epoch
+        self.batch_size, self.drop_last = batch_size, drop_last
+        self._length, self._seed = length, seed
+
+    def __len__(self) -> int:
+        count = len(self.sampler)  # type: ignore[arg-type]
+        return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        draws = list(self.sampler)
+        if self.drop_last:
+            draws = draws[: len(self) * self.batch_size]
+        rng = np.random.default_rng((self._seed, draws[0].epoch if draws else 0))
+        window = self.WINDOW * self.batch_size
+        for start in range(0, len(draws), window):
+            part = sorted(draws[start : start + window], key=self._length)
+            batches = [part[i : i + self.batch_size] for i in range(0, len(part), self.batch_size)]
+            for place in rng.permutation(len(batches)):
+                yield batches[place]
+
+
+def word_loader(
+    dataset: WordDataset | WindowDataset,
+    sampler: Sampler[Draw],
+    *,
+    batch_size: int,
+    workers: int,
+    pin_memory: bool = False,
+    bucketed: bool = False,
+    drop_last: bool = False,
+    seed: int = 0,
+) -> "DataLoader[WordBatch]":
+    """A loader of `WordBatch`; `bucketed` puts texts of like length together, else the sampler's order holds."""
+    count = len(sampler)  # type: ignore[arg-type]
+    workers = min(worker_count(workers), -(-count // batch_size))
+    shared: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory, "persistent_workers": workers > 0}
+    if bucketed:
+        assert isinstance(dataset, WordDataset)
+        batches = LengthBatches(sampler, dataset.length, batch_size, seed=seed, drop_last=drop_last)
+        return DataLoader(
+            dataset,  # type: ignore[arg-type]
+            batch_sampler=batches,
+            collate_fn=collate_words,
+            worker_init_fn=start_worker,
+            **shared,
+        )
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_size=batch_size,
+        sampler=sampler,
+        drop_last=drop_last,
+        collate_fn=collate_words,
+        worker_init_fn=start_worker,
+        **shared,
+    )
