@@ -404,9 +404,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     weights.unlink()
     assert complaint(tmp_path) == f"{tmp_path}: no model.safetensors in it"
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02")
-    assert complaint(tmp_path) == (
-        f"{tmp_path}: no model.safetensors in it; its pickled weights are not read: save it anew by save_pretrained"
-    )
+    assert complaint(tmp_path).startswith(f"{tmp_path / 'pytorch_model.bin'}: cut, damaged, or no checkpoint at all")
     config.write_text("{")
     assert "not valid JSON" in complaint(tmp_path)
     config.write_text("[]")

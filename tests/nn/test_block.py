@@ -1,4 +1,4 @@
-"""The block against torch's own pre-norm layers, and its parts against their formulas."""
+"""The block against torch's own layers, norms before and after, and its parts against their formulas."""
 
 import pytest
 import torch
@@ -17,11 +17,12 @@ def copy_attention(ours: Attention, theirs: nn.MultiheadAttention) -> None:
 
 
 @torch.no_grad()
-def test_a_block_equals_torchs_encoder_layer() -> None:
-    theirs = nn.TransformerEncoderLayer(D, H, 2 * D, 0.0, F.gelu, batch_first=True, norm_first=True)
+@pytest.mark.parametrize("post_norm", [False, True])
+def test_a_block_equals_torchs_encoder_layer(post_norm: bool) -> None:
+    theirs = nn.TransformerEncoderLayer(D, H, 2 * D, 0.0, F.gelu, batch_first=True, norm_first=not post_norm)
     for parameter in theirs.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    ours = Block(Attention(D, H), MLP(D, 2 * D))
+    ours = Block(Attention(D, H), MLP(D, 2 * D), post_norm=post_norm)
     copy_attention(ours.attn, theirs.self_attn)
     for mine, torchs in (
         (ours.norm1, theirs.norm1),
@@ -37,11 +38,12 @@ def test_a_block_equals_torchs_encoder_layer() -> None:
 
 
 @torch.no_grad()
-def test_a_block_with_a_context_equals_torchs_decoder_layer() -> None:
-    theirs = nn.TransformerDecoderLayer(D, H, 2 * D, 0.0, F.gelu, batch_first=True, norm_first=True)
+@pytest.mark.parametrize("post_norm", [False, True])
+def test_a_block_with_a_context_equals_torchs_decoder_layer(post_norm: bool) -> None:
+    theirs = nn.TransformerDecoderLayer(D, H, 2 * D, 0.0, F.gelu, batch_first=True, norm_first=not post_norm)
     for parameter in theirs.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    ours = Block(Attention(D, H), MLP(D, 2 * D), cross_attn=Attention(D, H))
+    ours = Block(Attention(D, H), MLP(D, 2 * D), cross_attn=Attention(D, H), post_norm=post_norm)
     copy_attention(ours.attn, theirs.self_attn)
     copy_attention(ours.cross_attn, theirs.multihead_attn)
     for mine, torchs in (
@@ -136,9 +138,10 @@ def test_dropout_acts_in_training_alone(module: nn.Module) -> None:
     assert torch.equal(module.eval()(x), module(x))
 
 
-def test_token_embedding_and_its_transpose_share_one_weight() -> None:
+@pytest.mark.parametrize("count", [N, 100])
+def test_token_embedding_and_its_transpose_share_one_weight(count: int) -> None:
     embed = TokenEmbed(11, D)
-    ids = torch.randint(11, (B, N))
+    ids = torch.randint(11, (B, count))
     x = embed(ids)
     assert torch.equal(x, embed.weight[ids])
     logits = embed.unembed(x)

@@ -144,12 +144,12 @@ def _read_safetensors(path: Path) -> ModelFile:
     return _from_header(json.loads(metadata["vit"]), raw, ema or None, path)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """All that a checkpoint of vit holds, without running code. Raises ModelFileError saying what is wrong."""
+def load_plain(path: Path) -> Any:
+    """Tensors and plain values that torch saved, without running code. Raises ModelFileError saying what is wrong."""
     try:
         with zipfile.ZipFile(path) as file:
             damaged = file.testzip()  # torch does not look at the checksums that it writes
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch reports cut, foreign and unsafe files by many kinds of exception
         if type(error).__name__ == "UnpicklingError":
             reason = "holds objects that could run code; such files are refused"
@@ -158,6 +158,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise ModelFileError(f"{display_path(path)}: {reason}") from error
     if damaged is not None:
         raise ModelFileError(f"{display_path(path)}: damaged, {damaged} does not match its checksum")
+    return saved
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """All that a checkpoint of vit holds. Raises ModelFileError saying what is wrong."""
+    checkpoint = load_plain(path)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("vit"), dict):
         raise ModelFileError(f"{display_path(path)}: a checkpoint that vit did not write")
     return checkpoint

@@ -4,7 +4,10 @@
 | --- | --- |
 | `vit`, `deit`, `dinov2`, `dinov2_with_registers` | the model alone, or with a head for image classification |
 | `clip_vision_model`, `siglip_vision_model` | the image side alone; of CLIP also with its projection |
+| `blip_vision_model` | the image side alone |
 | `clip`, `siglip` | pictures and words, of which the image side is read; or a classifier of pictures |
+
+What reads or writes words is of `vit.models.huggingface_text`: GPT-2, BERT, CLIP's side of words, and captioners.
 
 Two generations of names for the same tensors are read: those in files on the hub
 (`encoder.layer.0.attention.attention.query`) and those of today's modules (`layers.0.attention.q_proj`). transformers
@@ -23,24 +26,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vit.data.config import Preprocessing
-from vit.errors import ConfigError, ModelFileError, display_path
 from vit.files import read_json
 from vit.models.architecture import Activation, Pool, VisionArchitecture
-from vit.models.file import ModelFile
+from vit.models.encoder_decoder import EncoderDecoder
+from vit.models.file import ModelFile, State
+from vit.models.huggingface_folder import fitting, image_processor, require, tensors_in
+from vit.models.text import LanguageModel, TextEncoder
+from vit.models.text_architecture import Side
 from vit.models.vision import VisionTransformer, with_weights
-
-State = dict[str, Tensor]
 
 _SHAPE: dict[str, Any] = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
-    "num_channels": 3,
     "image_size": 224,
     "patch_size": 16,
     "hidden_act": "gelu",
@@ -53,11 +54,14 @@ DEFAULTS = {  # by `model_type`; the config of a CLIP or SigLIP says of its imag
     "dinov2_with_registers": _SHAPE | {"layer_norm_eps": 1e-6},
     "clip_vision_model": _SHAPE | {"patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
     "siglip_vision_model": _SHAPE | {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+    "blip_vision_model": _SHAPE | {"image_size": 384, "layer_norm_eps": 1e-5},
 }
 _IMAGE_SIDES = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
-KINDS = (*DEFAULTS, *_IMAGE_SIDES)
+WORDS = ("gpt2", "bert", "clip_text_model", "vision-encoder-decoder", "blip")
+"""what `vit.models.huggingface_text` reads, beside the side of words of `clip`"""
+KINDS = (*DEFAULTS, *_IMAGE_SIDES, *WORDS)
 
-_ACTIVATIONS: dict[str, Activation] = {
+ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -75,12 +79,13 @@ _NAMES = [  # transformers' names, and ours, in this order
     (r"^embeddings\.(cls_token|class_embedding)$", "cls_token"),
     (r"^embeddings\.distillation_token$", "dist_token"),
     (r"^embeddings\.register_tokens$", "reg_token"),
-    (r"^embeddings\.(position_embeddings|position_embedding\.weight)$", "pos_embed"),
+    (r"^embeddings\.(position_embeddings|position_embedding(\.weight)?)$", "pos_embed"),
     (r"^embeddings\.(patch_embeddings\.projection|patch_embedding)\.", "patch_embed.proj."),
     (r"^pre_layrnorm\.", "norm_pre."),
     (r"^(layernorm|post_layernorm)\.", "norm."),
     (r"^(encoder\.layer|encoder\.layers|layers)\.", "blocks."),
     (r"^(blocks\.\d+)\.(attention\.attention|attention|self_attn)\.([qkv])(uery|ey|alue|_proj)\.", r"\1.attn.\3."),
+    (r"^(blocks\.\d+)\.self_attn\.(qkv|proj)(ection)?\.", r"\1.attn.\2."),
     (r"^(blocks\.\d+)\.(attention\.output\.dense|attention\.o_proj|self_attn\.out_proj)\.", r"\1.attn.proj."),
     (r"^(blocks\.\d+)\.(intermediate\.dense|mlp\.weights_in)\.", r"\1.mlp.fc1."),
     (r"^(blocks\.\d+)\.(output\.dense|mlp\.weights_out|mlp\.down_proj)\.", r"\1.mlp.fc2."),
@@ -101,20 +106,33 @@ _USUAL = {  # how the published weights of each kind were fed
     "dinov2_with_registers": _DINOV2,
     "clip_vision_model": Preprocessing((224, 224), "crop", 1.0, "bicubic", **_CLIP),
     "siglip_vision_model": Preprocessing((224, 224), "squash", 1.0, "bicubic", _HALF, _HALF),
+    "blip_vision_model": Preprocessing((384, 384), "squash", 1.0, "bicubic", **_CLIP),
 }
 
 
-def from_huggingface(module: nn.Module) -> VisionTransformer:
-    """A module of transformers, such as ViTForImageClassification or Dinov2Model, as our VisionTransformer.
+def from_huggingface(
+    module: nn.Module, *, side: Side = "image"
+) -> VisionTransformer | LanguageModel | TextEncoder | EncoderDecoder:
+    """A module of transformers as ours: a ViTForImageClassification, a GPT2LMHeadModel, a VisionEncoderDecoderModel.
 
     In evaluation mode `model.encode` gives its tokens after the last norm, `model(images)` its class scores, or of
-    CLIP its projected vectors. Rates of dropout come along. Where the patch does not divide the picture, transformers
-    leaves the last rows and columns out: ours wants pictures without them. Raises ConfigError naming what our block
-    does not have, RuntimeError where the module has parts beside those listed above.
+    CLIP its projected vectors; `vit.models.huggingface_text` says it for models of words. `side` chooses of a
+    CLIPModel. Rates of dropout come along. Where the patch does not divide the picture, transformers leaves the last
+    rows and columns out: ours wants pictures without them. Raises ConfigError naming what our block does not have,
+    RuntimeError or ValueError where the module has parts beside those listed above.
     """
-    config: Any = module.config
+    from vit.models.huggingface_text import words_model  # which builds on this file
+
+    config: dict[str, Any] = module.config.to_dict()  # type: ignore[operator,union-attr]
     state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-    return huggingface_model(config.to_dict(), state).train(module.training)
+    model = words_model(config, state) if _is_of_words(config, side) else huggingface_model(config, state)
+    return model.train(module.training)
+
+
+def _is_of_words(config: Mapping[str, Any], side: Side) -> bool:
+    kind = str(config.get("model_type"))
+    require(side == "image" or kind in (*WORDS, "clip"), f"the side of words of model_type {kind!r}")
+    return kind in WORDS or side == "text"
 
 
 def huggingface_model(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> VisionTransformer:
@@ -127,31 +145,24 @@ def huggingface_model(config: Mapping[str, Any], state: Mapping[str, Tensor]) ->
     return with_weights(_architecture(settled, ours), ours)
 
 
-def read_huggingface_folder(folder: Path) -> ModelFile:
-    """What transformers saved: `config.json`, safetensors, and `preprocessor_config.json` where there is one.
+def read_huggingface_folder(folder: Path, *, side: Side = "image") -> ModelFile:
+    """What transformers saved: `config.json`, weights, and preprocessing or a tokenizer where there is one.
 
-    The model is for pictures of the size that its preprocessing gives: of DINOv2 224 pixels, while its positions are
-    for 518; they are resampled once as transformers resamples them at every call. CLIP's projection gives no classes
-    and is left out. Raises ModelFileError or ConfigError in one line.
+    A model of pictures is for the size that its preprocessing gives: of DINOv2 224 pixels, while its positions are for
+    518; they are resampled once as transformers resamples them at every call. CLIP's projection of pictures gives no
+    classes and is left out; `side` chooses of a CLIP that has both. Raises ModelFileError or ConfigError in one line.
     """
+    from vit.models.huggingface_text import read_words  # which builds on this file
+
     config = read_json(folder / "config.json")
-    try:
-        model = huggingface_model(config, _tensors(folder)).float()
-        kind = _settled(config)["model_type"]
-        if kind == "clip_vision_model":
+    if _is_of_words(config, side):
+        return read_words(folder, config)
+    with fitting(folder):
+        model = huggingface_model(config, tensors_in(folder)).float()
+        if _settled(config)["model_type"] == "clip_vision_model":
             model.reset_head(0)
-        a = model.architecture
-        _require(a.channels == 3, f"pictures of {a.channels} channels (num_channels)")
-        classes = _class_names(config, a.classes)
-        preprocessing = preprocessing_of(_processor(folder), replace(_USUAL[kind], size=a.image_size), a.patch_size)
-        model = _at_size(model, preprocessing.size, antialias=kind == "dinov2_with_registers")
-    except ConfigError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = f"no tensor or entry {error}" if isinstance(error, KeyError) else str(error).strip().split("\n\t")[-1]
-        raise ModelFileError(
-            f"{display_path(folder)}: weights and config do not fit: {display_path(reason.strip()[:160])}"
-        ) from error
+        classes = _class_names(config, model.architecture.classes)
+        model, preprocessing = prepared(model, config, folder)
     return ModelFile(
         kind="classifier",
         architecture=asdict(model.architecture),
@@ -160,6 +171,16 @@ def read_huggingface_folder(folder: Path) -> ModelFile:
         raw=model.state_dict(),
         origin=f"hf:{config.get('_name_or_path') or folder.name}",
     )
+
+
+def prepared(
+    model: VisionTransformer, config: Mapping[str, Any], folder: Path
+) -> tuple[VisionTransformer, Preprocessing]:
+    """The model for pictures of the size that the folder prepares them to, and that preparation."""
+    a, kind = model.architecture, _settled(config)["model_type"]
+    require(a.channels == 3, f"pictures of {a.channels} channels (num_channels)")
+    preprocessing = preprocessing_of(image_processor(folder), replace(_USUAL[kind], size=a.image_size), a.patch_size)
+    return _at_size(model, preprocessing.size, antialias=kind == "dinov2_with_registers"), preprocessing
 
 
 def preprocessing_of(described: Mapping[str, Any], usual: Preprocessing, patch_size: tuple[int, int]) -> Preprocessing:
@@ -171,14 +192,14 @@ def preprocessing_of(described: Mapping[str, Any], usual: Preprocessing, patch_s
     if not described:
         return usual
     resample, scale = described.get("resample"), described.get("rescale_factor", 1 / 255)
-    _require(resample in (None, 2, 3), f"interpolation {resample} (resample); 2 and 3 are")
+    require(resample in (None, 2, 3), f"interpolation {resample} (resample); 2 and 3 are")
     scaled = described.get("do_rescale", True) and abs(scale * 255 - 1) < 1e-6
-    _require(scaled, f"values other than 0 to 1 (do_rescale, rescale_factor {scale})")
+    require(scaled, f"values other than 0 to 1 (do_rescale, rescale_factor {scale})")
     fitted, keeps_ratio = _fitted(described, usual)
     cropped = _sides(described.get("crop_size") or fitted) if described.get("do_center_crop") else fitted
     kept = _whole_patches(cropped, patch_size)
     one_fraction = kept[0] <= fitted[0] and kept[0] * fitted[1] == kept[1] * fitted[0]
-    _require(one_fraction, f"a picture of {fitted[0]} x {fitted[1]} (size) cut to {kept[0]} x {kept[1]} (crop_size)")
+    require(one_fraction, f"a picture of {fitted[0]} x {fitted[1]} (size) cut to {kept[0]} x {kept[1]} (crop_size)")
     normalised = described.get("do_normalize", True)
     return Preprocessing(
         size=kept,
@@ -231,13 +252,13 @@ def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
     kind = str(config.get("model_type"))
     if kind in _IMAGE_SIDES:
         kind, config = _IMAGE_SIDES[kind], config.get("vision_config") or {}
-    _require(kind in DEFAULTS, f"model_type {kind!r}; supported are {', '.join(KINDS)}")
+    require(kind in DEFAULTS, f"model_type {kind!r}; supported are {', '.join(KINDS)}")
     return {**DEFAULTS[kind], **config, "model_type": kind}
 
 
 def _architecture(config: Mapping[str, Any], state: State) -> VisionArchitecture:
     gated, activation = bool(config.get("use_swiglu_ffn")), str(config["hidden_act"])
-    _require(gated or activation in _ACTIVATIONS, f"activation {activation!r} (hidden_act)")
+    require(gated or activation in ACTIVATIONS, f"activation {activation!r} (hidden_act)")
     patch_size = _sides(config["patch_size"])
     head, registers = state.get("head.weight"), state.get("reg_token")
     pool: Pool = "class" if "cls_token" in state else "attention" if "attn_pool.latent" in state else "mean"
@@ -249,14 +270,14 @@ def _architecture(config: Mapping[str, Any], state: State) -> VisionArchitecture
         heads=int(config["num_attention_heads"]),
         hidden=state["blocks.0.mlp.fc2.weight"].shape[1],
         classes=0 if head is None else head.shape[0],
-        channels=int(config["num_channels"]),
+        channels=int(config.get("num_channels", 3)),
         class_token="cls_token" in state,
         registers=0 if registers is None else registers.shape[1],
         distilled="dist_token" in state,
         prefix_positions=config["model_type"] != "dinov2_with_registers",
         pool=pool,
         mlp="swiglu" if gated else "mlp",
-        activation="gelu" if gated else _ACTIVATIONS[activation],
+        activation="gelu" if gated else ACTIVATIONS[activation],
         norm_eps=float(config["layer_norm_eps"]),
         pre_norm="norm_pre.weight" in state,
         qkv_bias="blocks.0.attn.qkv.bias" in state,
@@ -302,21 +323,12 @@ def _class_names(config: Mapping[str, Any], count: int) -> list[str]:
     return [name if times[name] == 1 else f"{name} ({number})" for number, name in enumerate(names)]
 
 
-def _processor(folder: Path) -> Mapping[str, Any]:
-    """How pictures are prepared, as far as the folder says; of models of pictures and words it may lie one deeper."""
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        if (folder / name).is_file():
-            described = read_json(folder / name)
-            return described if name.startswith("pre") else described.get("image_processor") or {}
-    return {}
-
-
 def _fitted(described: Mapping[str, Any], usual: Preprocessing) -> tuple[tuple[int, int], bool]:
     """Height and width that a picture is resized to, and whether it keeps its aspect ratio."""
     size = described.get("size")
     if isinstance(size, Mapping):
         by = {name for name, value in size.items() if value is not None}
-        _require(by in ({"shortest_edge"}, {"height", "width"}), f"size by {', '.join(sorted(by))}")
+        require(by in ({"shortest_edge"}, {"height", "width"}), f"size by {', '.join(sorted(by))}")
         return _sides(size["shortest_edge"] if len(by) == 1 else size), len(by) == 1
     if size is None:
         return usual.size, usual.resize == "crop"
@@ -340,28 +352,6 @@ def _whole_patches(size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[
 
 def _colour(described: Mapping[str, Any], key: str, usual: tuple[float, float, float]) -> tuple[float, float, float]:
     values = described.get(key) or usual
-    _require(len(values) == 3, f"{key} of {len(values)} channels")
+    require(len(values) == 3, f"{key} of {len(values)} channels")
     red, green, blue = (float(value) for value in values)
     return red, green, blue
-
-
-def _tensors(folder: Path) -> State:
-    """All tensors of a folder, of one file or of several with an index."""
-    index = folder / "model.safetensors.index.json"
-    names = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
-    state: State = {}
-    for name in names:
-        if not (folder / name).is_file():
-            pickled = any(folder.glob("*.bin"))
-            remedy = "; its pickled weights are not read: save it anew by save_pretrained" if pickled else ""
-            raise ModelFileError(f"{display_path(folder)}: no {display_path(name)} in it{remedy}")
-        try:
-            state |= load_file(folder / name)
-        except (SafetensorError, OSError) as error:
-            raise ModelFileError(f"{display_path(folder / name)}: no whole safetensors file: {error}") from error
-    return state
-
-
-def _require(holds: bool, option: str) -> None:
-    if not holds:
-        raise ConfigError(f"not supported from transformers: {option}")

@@ -63,7 +63,7 @@ def make_norm(a: BlockShape) -> Callable[[int], nn.Module]:
     return partial(NORMS[a.norm], eps=a.norm_eps)
 
 
-def make_blocks(a: BlockShape, *, cross: bool = False) -> list[Block]:
+def make_blocks(a: BlockShape, *, cross: bool = False, post_norm: bool = False) -> list[Block]:
     """All blocks, with cross-attention to a context where `cross`; stochastic depth rises linearly to the last one."""
     norm = make_norm(a)
     rates = torch.linspace(0, a.drop_path, a.depth, device="cpu").tolist()  # numbers, also under a meta device
@@ -73,6 +73,7 @@ def make_blocks(a: BlockShape, *, cross: bool = False) -> list[Block]:
             _mlp(a, norm),
             cross_attn=_attention(a, norm) if cross else None,
             norm=norm,
+            post_norm=post_norm,
             layer_scale=a.layer_scale,
             drop_path=rate,
         )

@@ -7,9 +7,14 @@
 | `timm:NAME[.TAG]@FILE.safetensors` | weights in a file, of timm's architecture NAME |
 | `timm:FOLDER`, or the folder alone | a `config.json` and `model.safetensors` that timm saved |
 | `hf:NAME`, `hf:FOLDER`, or the folder alone | the same of Hugging Face's transformers |
+| `hf:NAME@text`, `hf:FOLDER@text` | the side of words of a CLIP, which has both |
 | `FILE.npz` | weights of Google's JAX code |
 
-Nothing here runs code from a file: pickles are refused, wherever they come from.
+Of transformers: encoders of pictures (ViT, DeiT, DINOv2, CLIP, SigLIP, BLIP) and of texts (BERT, CLIP), GPT-2, and
+captioners (ViT or DeiT with GPT-2 or BERT, BLIP), as `vit.models.huggingface` and `huggingface_text` list them.
+
+Nothing here runs code from a file: of pickles, only transformers' `pytorch_model.bin` is read, and only if it holds
+nothing but tensors.
 """
 
 import contextlib
@@ -34,9 +39,11 @@ from torch import Tensor, nn
 from vit.errors import ConfigError, ModelFileError, display_path
 from vit.files import read_json
 from vit.models.file import ModelFile, check_finite, read_model
-from vit.models.huggingface import read_huggingface_folder
+from vit.models.huggingface import WORDS, read_huggingface_folder
+from vit.models.huggingface_folder import PICKLE, TOKENIZER
 from vit.models.jax import read_jax
 from vit.models.preprocessing import timm_preprocessing
+from vit.models.text_architecture import Side
 from vit.models.timm import architecture_of, to_our_names
 from vit.models.vision import with_weights
 
@@ -60,7 +67,9 @@ def _foreign(source: str) -> ModelFile | None:
     if colon and kind == "timm":
         return _timm(name)
     if colon and kind == "hf":
-        return _folder(Path(name) if Path(name).is_dir() else _fetched(name), source)
+        side: Side = "text" if name.endswith("@text") and not Path(name).is_dir() else "image"
+        name = name.removesuffix("@text") if side == "text" else name
+        return _folder(Path(name) if Path(name).is_dir() else _fetched(name), source, side)
     if source.endswith(".npz"):
         return read_jax(Path(source))
     if (Path(source) / "config.json").is_file():
@@ -68,11 +77,11 @@ def _foreign(source: str) -> ModelFile | None:
     return None
 
 
-def _folder(folder: Path, source: str) -> ModelFile:
+def _folder(folder: Path, source: str, side: Side = "image") -> ModelFile:
     """What timm or transformers saved; they tell themselves apart by the keys of their `config.json`."""
     config = read_json(folder / "config.json")
     if "architecture" not in config:
-        return replace(read_huggingface_folder(folder), origin=source)
+        return replace(read_huggingface_folder(folder, side=side), origin=source)
     described = config.get("pretrained_cfg", config)
     cfg = {**described, "num_classes": config.get("num_classes", described.get("num_classes"))}
     weights = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
@@ -220,9 +229,11 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 def _fetched(name: str) -> Path:
     """The folder in the hub's cache that holds a model's description and weights."""
     config = _download(name, ["config.json"])
-    with contextlib.suppress(ModelFileError):  # not every model has one
-        _download(name, ["preprocessor_config.json"])
-    _download(name, _WEIGHTS)
+    of_words = read_json(config).get("model_type") in (*WORDS, "clip")
+    for extra in ("preprocessor_config.json", *(TOKENIZER if of_words else ())):
+        with contextlib.suppress(ModelFileError):  # not every model has one
+            _download(name, [extra])
+    _download(name, [*_WEIGHTS, PICKLE])
     return config.parent
 
 
@@ -253,7 +264,7 @@ def _download(repository: str, names: Sequence[str]) -> Path:
             raise ModelFileError(f"{repository}: cannot be downloaded: {_misfit(error)}") from error
         _check_hash(path)
         return path
-    raise ModelFileError(f"{repository}: none of {', '.join(names)} in it; pickled weights are not read")
+    raise ModelFileError(f"{repository}: none of {', '.join(names)} in it; no other weights are read")
 
 
 def _require_network(repository: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vit.models.parts import make_blocks, make_norm
+from vit.models.parts import ACTIVATIONS, make_blocks, make_norm
 from vit.models.text_architecture import TextArchitecture
 from vit.nn import (
     LayerCache,
@@ -32,7 +32,9 @@ class TextTransformer(Transformer):
 
     def __init__(self, architecture: TextArchitecture) -> None:
         a = architecture
-        super().__init__(make_blocks(a, cross=a.context_dim is not None), make_norm(a)(a.dim))
+        norm = make_norm(a)
+        blocks = make_blocks(a, cross=a.context_dim is not None, post_norm=a.post_norm)
+        super().__init__(blocks, nn.Identity() if a.post_norm else norm(a.dim))
         self.architecture = a
         self.token_embed = TokenEmbed(a.vocabulary, a.dim)
         if a.positions == "learned":
@@ -42,6 +44,7 @@ class TextTransformer(Transformer):
         if a.rope:
             angles = angles_1d(a.length, a.dim // a.heads, base=a.rope_base)
             self.register_buffer("rotation", rotation(angles), persistent=False)
+        self.embed_norm = norm(a.dim) if a.embed_norm else nn.Identity()
         self.embed_drop = nn.Dropout(a.dropout)
         if a.context_dim is not None and a.context_dim != a.dim:
             self.context_proj: nn.Module = nn.Linear(a.context_dim, a.dim)
@@ -58,7 +61,7 @@ class TextTransformer(Transformer):
             x = x + self.pos_embed[:, start:end]
         elif a.positions == "sincos":  # embeddings are made as large as the positions (Vaswani et al. 2017, 3.4)
             x = x * math.sqrt(a.dim) + self.sincos[:, start:end].to(self.token_embed.weight.dtype)
-        return self.embed_drop(x)
+        return self.embed_drop(self.embed_norm(x))
 
     def read(
         self,
@@ -94,34 +97,45 @@ class TextTransformer(Transformer):
 
 
 class TextEncoder(TextTransformer):
-    """Reads a whole text at once: every token attends to all tokens that `mask` lets it.
+    """Reads a whole text at once: every token attends to all tokens that `mask` lets it, or to those before it.
 
     `encode` gives the tokens that a decoder or a classifier attends to, `forward` one vector a text.
     """
 
     def __init__(self, architecture: TextArchitecture) -> None:
         super().__init__(architecture)
+        a = architecture
+        self.projection: nn.Module = (
+            nn.Identity() if a.projection is None else nn.Linear(a.dim, a.projection, bias=False)
+        )
         initialise_text(self)
 
     def forward(self, tokens: Tensor, *, mask: Tensor | None = None, trace: Trace | None = None) -> Tensor:  # type: ignore[override]  # not tokens
-        """tokens [B, N], mask [B, 1, 1, N] (`vit.nn.padding_mask`) -> one vector a text [B, D]."""
-        return self.pool(self.encode(tokens, mask=mask, trace=trace), mask)
+        """tokens [B, N], mask [B, 1, 1, N] (`vit.nn.padding_mask`) -> one vector a text [B, D], or projected."""
+        return self.projection(self.pool(self.encode(tokens, mask=mask, trace=trace), tokens, mask))
 
     def encode(self, tokens: Tensor, *, mask: Tensor | None = None, trace: Trace | None = None) -> Tensor:
         """tokens [B, N], mask [B, 1, 1, N] -> [B, N, D] after the final norm."""
-        return self.read(tokens, mask=mask, causal=False, trace=trace)
+        return self.read(tokens, mask=mask, causal=self.architecture.causal, trace=trace)
 
-    def pool(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """tokens [B, N, D] -> [B, D]: the first, the last that is no padding, or the mean of those that are none."""
-        if self.architecture.pool == "first":
-            return tokens[:, 0]
+    def pool(self, x: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x [B, N, D], what `encode` made of tokens [B, N] -> [B, D].
+
+        The first, the last that is no padding, the one that ends the text, or the mean of those that are no padding.
+        """
+        a = self.architecture
+        if a.pool == "first":
+            return x[:, 0]
+        if a.pool == "end":
+            marks = tokens if a.end_token is None else tokens == a.end_token
+            return x.take_along_dim(marks.int().argmax(dim=1)[:, None, None], dim=1)[:, 0]
         if mask is None:
-            return tokens[:, -1] if self.architecture.pool == "last" else tokens.mean(dim=1)
+            return x[:, -1] if a.pool == "last" else x.mean(dim=1)
         there = mask[:, 0, 0, :, None]
         counts = there.sum(dim=1)
-        if self.architecture.pool == "last":
-            return tokens.take_along_dim((counts - 1).clamp(min=0)[:, None], dim=1)[:, 0]
-        return (tokens * there).sum(dim=1) / counts.clamp(min=1)
+        if a.pool == "last":
+            return x.take_along_dim((counts - 1).clamp(min=0)[:, None], dim=1)[:, 0]
+        return (x * there).sum(dim=1) / counts.clamp(min=1)
 
 
 class LanguageModel(TextTransformer):
@@ -133,6 +147,9 @@ class LanguageModel(TextTransformer):
     def __init__(self, architecture: TextArchitecture) -> None:
         super().__init__(architecture)
         a = architecture
+        if a.head_transform:
+            self.head_fc, self.head_norm = nn.Linear(a.dim, a.dim), make_norm(a)(a.dim)
+            self.head_bias = nn.Parameter(torch.zeros(a.vocabulary))
         if not a.tied:
             self.head = nn.Linear(a.dim, a.vocabulary, bias=False)
         initialise_text(self)
@@ -156,7 +173,11 @@ class LanguageModel(TextTransformer):
 
     def unembed(self, x: Tensor) -> Tensor:
         """x [B, N, D] after the final norm -> logits [B, N, V]."""
-        return self.token_embed.unembed(x) if self.architecture.tied else self.head(x)
+        a = self.architecture
+        if a.head_transform:
+            x = self.head_norm(ACTIVATIONS[a.activation](self.head_fc(x)))
+        logits = self.token_embed.unembed(x) if a.tied else self.head(x)
+        return logits + self.head_bias if a.head_transform else logits
 
     def new_cache(self) -> list[LayerCache]:
         """An empty cache for one pass of generation."""

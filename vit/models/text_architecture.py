@@ -6,7 +6,7 @@ from typing import Literal
 from vit.errors import ConfigError
 from vit.models.architecture import Activation, MLPKind, Norm, Positions, VisionArchitecture
 
-TextPool = Literal["first", "last", "mean"]
+TextPool = Literal["first", "last", "mean", "end"]
 Side = Literal["image", "text"]
 
 
@@ -28,12 +28,22 @@ class TextArchitecture:
     rope: bool = False
     """rotary positions"""
     rope_base: float = 10_000.0
+    causal: bool = False
+    """a text encoder's tokens attend to those before them alone (CLIP); a language model's always do"""
     pool: TextPool = "mean"
-    """what a text encoder's one vector is made of: the first token, the last, or the mean"""
+    """what a text encoder's one vector is made of: the first token, the last, the mean, or the first `end_token`"""
+    end_token: int | None = None
+    """id of the token that ends a text; None for the highest id of each text, as in the first CLIP"""
+    projection: int | None = None
+    """width that a text encoder's one vector is projected to, None leaves it as it is"""
     mlp: MLPKind = "mlp"
     activation: Activation = "gelu_tanh"
     norm: Norm = "layer"
     norm_eps: float = 1e-5
+    post_norm: bool = False
+    """norms after the sums instead of before the branches, and none at the end (Vaswani et al. 2017)"""
+    embed_norm: bool = False
+    """a norm of the embedded words (Devlin et al. 2018, BERT)"""
     qkv_bias: bool = True
     key_bias: bool = True
     bias: bool = True
@@ -47,6 +57,8 @@ class TextArchitecture:
     drop_path: float = 0.0
     tied: bool = True
     """the embedding turns vectors back into logits too; False gives a head of its own"""
+    head_transform: bool = False
+    """a layer, its activation and a norm before the logits, and a bias on them (BERT)"""
 
     def __post_init__(self) -> None:
         for name in ("vocabulary", "length", "dim", "depth", "heads", "hidden"):
@@ -55,6 +67,7 @@ class TextArchitecture:
         for name in ("dropout", "attention_dropout", "drop_path"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
         _require(self.norm_eps > 0, "norm_eps", self.norm_eps, "must be positive")
+        _require(self.projection is None or self.projection >= 1, "projection", self.projection, "must be at least 1")
         if self.positions == "sincos":
             _require(self.dim % 2 == 0, "dim", self.dim, "must be even for sincos positions")
         if self.rope:

@@ -32,9 +32,9 @@ class LayerScale(nn.Module):
 class Block(nn.Module):
     """x + attn(norm(x)), then x + cross_attn(norm(x), context) if there is one, then x + mlp(norm(x)).
 
-    Normalised before each branch (pre-norm). `norm` makes a norm of the given width; `layer_scale` is the initial
-    value of LayerScale, None leaves it out; `drop_path` the rate of stochastic depth. Without a context a block that
-    has cross-attention skips it.
+    Normalised before each branch (pre-norm); with `post_norm` after each sum, norm(x + attn(x)), as in Vaswani et al.
+    2017. `norm` makes a norm of the given width; `layer_scale` is the initial value of LayerScale, None leaves it out;
+    `drop_path` the rate of stochastic depth. Without a context a block that has cross-attention skips it.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Block(nn.Module):
         *,
         cross_attn: Attention | None = None,
         norm: Callable[[int], nn.Module] = nn.LayerNorm,
+        post_norm: bool = False,
         layer_scale: float | None = None,
         drop_path: float = 0.0,
     ) -> None:
@@ -53,7 +54,7 @@ class Block(nn.Module):
         def scale() -> nn.Module:
             return nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
 
-        self.drop_path = drop_path
+        self.post_norm, self.drop_path = post_norm, drop_path
         self.norm1, self.attn, self.ls1 = norm(dim), attn, scale()
         self.cross_attn = cross_attn
         if cross_attn is not None:
@@ -75,26 +76,37 @@ class Block(nn.Module):
         """x [B, N, D], context [B, M, D] -> [B, N, D]. `mask`, `rotation` are for x, `context_mask` for the context."""
         if context is not None and self.cross_attn is None:
             raise ValueError("a context was given to a block that has no cross-attention")
-        y = self.attn(
-            self.norm1(x),
-            mask=mask,
-            causal=causal,
-            rotation=rotation,
-            cache=None if cache is None else cache.self_attention,
-            trace=None if trace is None else trace.self_attention,
-        )
-        x = x + self._drop(self.ls1(y))
-        del y  # memory that the MLP can use
-        if self.cross_attn is not None and context is not None:
-            y = self.cross_attn(
-                self.cross_norm(x),
+
+        def attend(x: Tensor) -> Tensor:
+            return self.attn(
+                x,
+                mask=mask,
+                causal=causal,
+                rotation=rotation,
+                cache=None if cache is None else cache.self_attention,
+                trace=None if trace is None else trace.self_attention,
+            )
+
+        def attend_to_context(x: Tensor) -> Tensor:
+            assert self.cross_attn is not None
+            return self.cross_attn(
+                x,
                 context,
                 mask=context_mask,
                 cache=None if cache is None else cache.cross_attention,
                 trace=None if trace is None else trace.cross_attention,
             )
-            x = x + self._drop(self.cross_ls(y))
-        return x + self._drop(self.ls2(self.mlp(self.norm2(x))))
+
+        x = self._residual(x, attend, self.norm1, self.ls1)
+        if self.cross_attn is not None and context is not None:
+            x = self._residual(x, attend_to_context, self.cross_norm, self.cross_ls)
+        return self._residual(x, self.mlp, self.norm2, self.ls2)
+
+    def _residual(self, x: Tensor, branch: Callable[[Tensor], Tensor], norm: nn.Module, scale: nn.Module) -> Tensor:
+        """x [B, N, D] and what a branch adds to it -> [B, N, D]."""
+        if self.post_norm:
+            return norm(x + self._drop(scale(branch(x))))
+        return x + self._drop(scale(branch(norm(x))))
 
     def _drop(self, x: Tensor) -> Tensor:
         return drop_path(x, self.drop_path) if self.training and self.drop_path > 0 else x
