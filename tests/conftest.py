@@ -55,13 +55,22 @@ def colour_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained_run(colour_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of two epochs on `colour_folder`. Not to be changed: reports go elsewhere by --out."""
+def train() -> Callable[..., None]:
+    """Run `vit train` with words, for runs that several tests share."""
     from vit.cli.main import main
 
+    def run(*words: object) -> None:
+        with unchanged_process():
+            assert main(["train", *map(str, words)]) == 0
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained_run(colour_folder: Path, train: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of two epochs on `colour_folder`. Not to be changed: reports go elsewhere by --out."""
     run = tmp_path_factory.mktemp("runs") / "run"
-    with unchanged_process():
-        assert main(["train", str(colour_folder), *TINY, "--train.epochs=2", "--out", str(run)]) == 0
+    train(colour_folder, *TINY, "--train.epochs=2", "--out", run)
     return run
 
 

@@ -7,11 +7,16 @@ if TYPE_CHECKING:
     from vit.api import Classifier, Prediction, attention_maps, load
     from vit.models.huggingface import from_huggingface
     from vit.models.timm import from_timm, to_timm
+    from vit.writers import Caption, Captioner, FusedModel, Writer
 
 __version__ = "0.1.0"
 __all__ = [
+    "Caption",
+    "Captioner",
     "Classifier",
+    "FusedModel",
     "Prediction",
+    "Writer",
     "__version__",
     "attention_maps",
     "from_huggingface",
@@ -24,6 +29,7 @@ _PLACES = {
     "vit.api": ("Classifier", "Prediction", "attention_maps", "load"),
     "vit.models.huggingface": ("from_huggingface",),
     "vit.models.timm": ("from_timm", "to_timm"),
+    "vit.writers": ("Caption", "Captioner", "FusedModel", "Writer"),
 }
 
 

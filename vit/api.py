@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from vit.models.file import ModelFile, Weights
 from vit.models.sources import load_model, near
 from vit.models.vision import VisionTransformer
 
+if TYPE_CHECKING:
+    from vit.writers import Captioner, FusedModel, Writer
+
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 """a file, or a picture of any size in memory"""
 
@@ -36,13 +39,41 @@ class Prediction:
     descriptions: tuple[str, ...] | None = None
 
 
-class Classifier:
-    """A trained network with what it needs to read pictures and to name classes.
+class PictureReader:
+    """What every model of pictures needs to read them.
 
     Wherever images are asked for: one or a list of paths, PIL images, or uint8 arrays [H, W, 3]; uint8 tensors
     [3, H, W] or [B, 3, H, W]; or a float tensor [B, 3, H, W] that is already preprocessed. Arrays and tensors are in
     RGB (OpenCV reads BGR: turn it by `[..., ::-1]`) and upright; files and PIL images are turned as their metadata say.
     """
+
+    def __init__(self, preprocessing: Preprocessing, device: str, dtype: torch.dtype) -> None:
+        self.preprocessing = preprocessing
+        self.device, self.dtype = torch.device(device), dtype
+        self.transform = EvaluationTransform(preprocessing)
+        self.normalise = Normalise(preprocessing, dtype).to(device)
+
+    def prepare(self, image: Picture) -> Tensor:
+        """One picture of any size and kind -> uint8 [3, H, W] of the model's size."""
+        return as_tensor(self.transform(_as_array(image)))
+
+    def batches(self, images: Any, batch_size: int) -> Iterator[Tensor]:
+        """Pictures of any kind as the network takes them, float [B, 3, H, W] on its device."""
+        if isinstance(images, Tensor) and images.is_floating_point():
+            if images.dim() != 4:
+                raise ValueError(f"preprocessed images must be float [B, 3, H, W], got {list(images.shape)}")
+            yield from images.to(self.device, self.dtype).split(batch_size)
+            return
+        if isinstance(images, Tensor) and images.dim() == 4:
+            images = list(images)
+        pictures = [images] if _is_one(images) else list(images)
+        for start in range(0, len(pictures), batch_size):
+            batch = torch.stack([self.prepare(picture) for picture in pictures[start : start + batch_size]])
+            yield self.normalise(batch.to(self.device))
+
+
+class Classifier(PictureReader):
+    """A trained network with what it needs to read pictures and to name classes."""
 
     def __init__(
         self,
@@ -54,13 +85,9 @@ class Classifier:
         descriptions: Sequence[str] | None = None,
     ) -> None:
         self.network = network.to(device).eval()
+        super().__init__(preprocessing, device, next(self.network.parameters()).dtype)
         self.classes = tuple(classes)
         self.descriptions = None if descriptions is None else tuple(descriptions)
-        self.preprocessing = preprocessing
-        self.device = torch.device(device)
-        self.transform = EvaluationTransform(preprocessing)
-        self.dtype = next(self.network.parameters()).dtype
-        self.normalise = Normalise(preprocessing, self.dtype).to(device)
 
     def __repr__(self) -> str:
         height, width = self.preprocessing.size
@@ -107,34 +134,24 @@ class Classifier:
         if not self.classes:
             raise ConfigError("the model has no classes; `vit train DATA --model.init MODEL` gives it yours")
 
-    def prepare(self, image: Picture) -> Tensor:
-        """One picture of any size and kind -> uint8 [3, H, W] of the model's size."""
-        return as_tensor(self.transform(_as_array(image)))
 
-    def batches(self, images: Any, batch_size: int) -> Iterator[Tensor]:
-        """Pictures of any kind as the network takes them, float [B, 3, H, W] on its device."""
-        if isinstance(images, Tensor) and images.is_floating_point():
-            if images.dim() != 4:
-                raise ValueError(f"preprocessed images must be float [B, 3, H, W], got {list(images.shape)}")
-            yield from images.to(self.device, self.dtype).split(batch_size)
-            return
-        if isinstance(images, Tensor) and images.dim() == 4:
-            images = list(images)
-        pictures = [images] if _is_one(images) else list(images)
-        for start in range(0, len(pictures), batch_size):
-            batch = torch.stack([self.prepare(picture) for picture in pictures[start : start + batch_size]])
-            yield self.normalise(batch.to(self.device))
-
-
-def load(source: str | Path, *, weights: Weights | None = None, device: str | None = None) -> Classifier:
+def load(
+    source: str | Path, *, weights: Weights | None = None, device: str | None = None
+) -> "Classifier | Captioner | Writer | FusedModel":
     """Load a model: a run folder, a file of ours, `timm:NAME[.TAG]`, `hf:NAME`, or a folder or file of theirs.
 
-    `vit.models.sources` lists all that MODEL can be.
+    `vit.models.sources` lists all that MODEL can be. What comes back depends on the model: a Classifier for pictures,
+    or one of `vit.writers` for words.
 
     `weights` chooses the averaged (`ema`) or the `raw` ones; None takes the averaged where there are any. `device`
     None takes a GPU if there is one. Raises ModelFileError saying what is wrong with the file.
     """
-    return classifier_of(load_model(source), source, weights=weights, device=device)
+    model = load_model(source)
+    if model.kind == "classifier":
+        return classifier_of(model, source, weights=weights, device=device)
+    from vit.writers import words_of
+
+    return words_of(model, source, weights=weights, device=device)
 
 
 def classifier_of(

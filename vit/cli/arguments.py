@@ -2,9 +2,11 @@
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from vit.errors import display_path
+from vit.models.generation_config import GenerationConfig
 
 if TYPE_CHECKING:
     from vit.models.file import ModelFile
@@ -17,6 +19,34 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"vit: {message}; see {self.prog} --help\n")
+
+
+def add_generation(parser: argparse.ArgumentParser, *, beams: int) -> None:
+    """The options of `GenerationConfig`; what is not given is left to the command."""
+    parser.add_argument("--beams", type=int, help=f"likeliest texts followed side by side (default: {beams})")
+    parser.add_argument("--n-best", type=int, help="texts to give back (default: 1)")
+    parser.add_argument("--sample", action="store_true", help="draw words by their probability")
+    parser.add_argument("--temperature", type=float, help="below 1 for likelier words, 0 for the likeliest (--sample)")
+    parser.add_argument("--top-k", type=int, help="draw among that many likeliest words (--sample)")
+    parser.add_argument("--top-p", type=float, help="draw among the fewest words of this probability (--sample)")
+    parser.add_argument("--min-p", type=float, help="draw among words at least this part of the likeliest (--sample)")
+    parser.add_argument("--length-penalty", type=float, help="above 0 favours long texts (--beams; default: 1)")
+    parser.add_argument("--early-stopping", action="store_true", help="stop as soon as enough texts ended (--beams)")
+    parser.add_argument("--repetition-penalty", type=float, help="above 1: words become less likely once written")
+    parser.add_argument("--no-repeat-ngram", type=int, metavar="N", help="no N words in a row occur twice")
+    parser.add_argument("--min-length", type=int, help="fewest new tokens")
+    parser.add_argument("--max-length", type=int, help="most new tokens")
+    parser.add_argument("--seed", type=int, default=0, help="of --sample (default: 0)")
+
+
+def generation_of(options: argparse.Namespace, **ordinary: Any) -> GenerationConfig:
+    """The config that was asked for; `ordinary` are the command's own defaults. Raises ConfigError for a wrong one."""
+    given = {f.name: getattr(options, f.name, None) for f in fields(GenerationConfig)}
+    asked = {name: value for name, value in given.items() if value is not None and value is not False}
+    if options.sample and options.beams is None:
+        ordinary = ordinary | {"beams": 1}
+    ordinary = ordinary | {"max_length": max(ordinary.get("max_length", 20), asked.get("min_length", 0))}
+    return GenerationConfig(**(ordinary | asked))
 
 
 def announce(model: "ModelFile") -> None:

@@ -35,6 +35,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--accelerator", choices=("auto", "cpu", "gpu", "mps"), default="auto")
     parser.add_argument("--devices", default="auto")
     parser.add_argument("--strategy", default="auto")
+    parser.add_argument("--beams", type=int, default=4, help="of models that write (default: 4)")
+    parser.add_argument("--java", action="store_true", help="METEOR of captions too, by pycocoevalcap's Java program")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32")
     options = parser.parse_args(argv)
     config = Config(
@@ -46,13 +48,32 @@ def main(argv: list[str]) -> int:
             precision=options.precision,
         ),
     )
-    return evaluate(options.model, options.data, config, out=options.out, split=options.split, weights=options.weights)
+    if options.beams < 1:
+        parser.error("--beams must be at least 1")
+    return evaluate(
+        options.model,
+        options.data,
+        config,
+        out=options.out,
+        split=options.split,
+        weights=options.weights,
+        beams=options.beams,
+        java=options.java,
+    )
 
 
 def evaluate(
-    model: str, data: str, config: Config, *, out: str | None = None, split: str | None = None, weights: Any = None
+    model: str,
+    data: str,
+    config: Config,
+    *,
+    out: str | None = None,
+    split: str | None = None,
+    weights: Any = None,
+    beams: int = 4,
+    java: bool = False,
 ) -> int:
-    """Evaluate `model` on the pictures of `data`; the report goes to `out`. Returns the exit code."""
+    """Evaluate `model` on `data`; the report goes to `out`. Returns the exit code."""
     from vit.data.folders import list_evaluation
     from vit.models.build import build_network
     from vit.models.sources import load_model
@@ -60,6 +81,23 @@ def evaluate(
     run = _run_of(Path(model))
     folder = Path(out) if out else (run or Path()) / "evaluation" / Path(data).resolve().stem
     file = load_model(model)
+    if file.kind not in ("classifier", "text-encoder"):
+        from vit.cli.evaluate_words import evaluate_words
+        from vit.tasks.tune import device_for
+
+        announce(file)
+        return evaluate_words(
+            file,
+            model,
+            data,
+            folder,
+            split=split,
+            weights=weights,
+            batch_size=config.data.batch_size,
+            device=device_for(config.train.accelerator),
+            beams=beams,
+            java=java,
+        )
     if not file.classes:
         remedy = "`vit train DATA --model.init MODEL` gives it yours"
         raise ConfigError(f"{display_path(model)}: no classes to evaluate; {remedy}")
@@ -102,12 +140,13 @@ def _run_of(model: Path) -> Path | None:
     if not model.exists():  # timm:NAME and the like
         return None
     folders = [model] if model.is_dir() else [model.parent, model.parent.parent]
-    return next((folder for folder in folders if (folder / "split.csv").is_file()), None)
+    marks = ("split.csv", "data.json")  # of a run of classes, of words
+    return next((folder for folder in folders if any((folder / mark).is_file() for mark in marks)), None)
 
 
 def _seen(run: Path | None, samples: "list[Sample]") -> dict[str, int]:
     """How many of the pictures the run was trained on, and by how many its best epoch was chosen."""
-    if run is None:
+    if run is None or not (run / "split.csv").is_file():
         return {}
     with (run / "split.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         splits = {row["path"]: row["split"] for row in csv.DictReader(file)}

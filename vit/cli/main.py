@@ -10,7 +10,19 @@ from collections.abc import Callable
 
 from vit.errors import ConfigError, VitError, display_path
 
-COMMANDS = ("train", "evaluate", "predict", "attention", "data", "models", "export", "soup")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "predict",
+    "attention",
+    "caption",
+    "generate",
+    "embed",
+    "data",
+    "models",
+    "export",
+    "soup",
+)
 
 HELP = """usage: vit COMMAND ...
 
@@ -20,8 +32,12 @@ One transformer block, from image folders to captions.
   vit evaluate MODEL DATA     honest numbers of a trained model: accuracy, per class, calibration, worst mistakes
   vit predict MODEL PATH...   labels for pictures, as JSON lines or CSV
   vit attention MODEL IMAGE...  what a model looks at: maps over pictures
+  vit caption MODEL IMAGE...  describe pictures in words, and show where each word came from
+  vit generate MODEL          go on with a text, or answer it
+  vit embed MODEL             words by their embeddings: nearest ones, analogies
   vit data check DATA         broken files, duplicates across splits, class counts
   vit data make digits OUT    a small data set of real handwritten digits to try things with
+  vit data make scenes OUT    coloured shapes with captions and questions; `make dates`: pairs of texts
   vit models [PATTERN]        the named sizes, and the pretrained weights there are
   vit export MODEL --out DIR  give a model back to timm
   vit soup MODEL... --out F   average the weights of several runs
@@ -96,6 +112,18 @@ def _command(name: str) -> Callable[[list[str]], int]:
         from vit.cli import attention
 
         return attention.main
+    if name == "caption":
+        from vit.cli import caption
+
+        return caption.main
+    if name == "generate":
+        from vit.cli import generate
+
+        return generate.main
+    if name == "embed":
+        from vit.cli import embed
+
+        return embed.main
     if name == "data":
         from vit.cli import data
 

@@ -21,9 +21,12 @@ _CHOSEN = "VIT_RUN_FOLDER"
 
 USAGE = """usage: vit train DATA [--config FILE ...] [--out RUN] [--resume] [--part.key value ...]
 
-Train a Vision Transformer on a folder of pictures.
+Train a Vision Transformer on a folder of pictures, or, by --task, a model of words.
 
   DATA            folder with a folder a class, or with train/ val/ [test/] of such, or a .csv or .jsonl of path,label
+                  --task caption: pictures with sentences (COCO, Flickr8k, metadata.jsonl, .txt beside pictures, ...)
+                  --task fuse: a .csv or .jsonl of file_name,text,label; --task language: a text file or folder
+                  --task translate: two columns, from text to text
   --config FILE   YAML with settings; can stand several times, later ones win
   --out RUN       folder to write to (default: runs/ and the name of DATA and the time)
   --resume        go on with the run in --out from its last checkpoint, with its settings and its pictures
@@ -70,6 +73,10 @@ def main(argv: list[str]) -> int:
         raise ConfigError("DATA is missing; see vit train --help")
     if len(data) > 1:
         raise ConfigError(f"vit train takes one DATA, got {len(data)}: {', '.join(map(display_path, data))}")
+    if config.task != "classify":
+        from vit.cli.train_words import train_words
+
+        return train_words(data[0] if data else None, config, out=out, resume=resume)
     return train(data[0] if data else None, config, out=out, resume=resume)
 
 
@@ -80,7 +87,7 @@ def train(data: str | None, config: Config, *, out: str | None = None, resume: b
     """
     from vit.data.folders import list_training
 
-    run = _run_folder(data, out, resume, config)
+    run = run_folder(data, out, resume, config)
     shares = {"val_fraction": config.data.val_fraction, "test_fraction": config.data.test_fraction}
     listing = list_training(run / "split.csv" if resume else data or "", **shares, seed=config.train.seed)
     if resume and data is not None:
@@ -115,7 +122,7 @@ def train(data: str | None, config: Config, *, out: str | None = None, resume: b
         describe_folder(setup, run, to_yaml(setup.config))
     elif first:
         write_text(run / "config.yaml", to_yaml(setup.config))
-    with _log_file(run) if first else contextlib.nullcontext():
+    with log_file(run) if first else contextlib.nullcontext():
         network = make_network(setup)
         if first:
             before_training(setup, network, run)
@@ -182,7 +189,7 @@ def _settled(left_open: Any, asked: Any, before: Any) -> Any:
     return before if asked == left_open else asked
 
 
-def _run_folder(data: str | None, out: str | None, resume: bool, config: Config) -> Path:
+def run_folder(data: str | None, out: str | None, resume: bool, config: Config) -> Path:
     if out is not None:
         return Path(out)
     if config.train.nodes > 1 or "SLURM_NTASKS" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
@@ -198,7 +205,7 @@ def _run_folder(data: str | None, out: str | None, resume: bool, config: Config)
 
 
 @contextlib.contextmanager
-def _log_file(run: Path) -> Iterator[None]:
+def log_file(run: Path) -> Iterator[None]:
     """What is told inside the block is also written to RUN/log.txt, with the time."""
     handler = logging.FileHandler(run / "log.txt", encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))

@@ -107,6 +107,7 @@ def start_from(model: ModelFile, network: VisionTransformer, classes: Sequence[s
         state = resampled(state, old, new)
     own = network.state_dict()
     if model.classes != list(classes):
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("head")}
         state.update({name: tensor for name, tensor in own.items() if name.startswith("head")})
     for name in sorted(own.keys() | state.keys()):
         there, here = (tuple(s[name].shape) if name in s else None for s in (state, own))

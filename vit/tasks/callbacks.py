@@ -26,18 +26,22 @@ from vit.explain.pictures import Box, laid_over
 from vit.models.vision import VisionTransformer
 from vit.tasks.base import Task, diverged
 from vit.tasks.classify import Classify
+from vit.tasks.write import Write
 
 log = logging.getLogger("vit")
 
+_SHARES = ("accuracy", "exact", "distinct", "ended")
 _COLUMNS = ["epoch", "step", "seconds", "lr"]
 _COLUMNS += [f"train/{name}" for name in ("loss", "gradient_norm", "images_per_second", "memory_gb")]
-_COLUMNS += [f"val/{name}" for name in ("loss", "accuracy", "top5", "balanced_accuracy", "macro_f1")]
+_CLASSES = ("loss", "accuracy", "top5", "balanced_accuracy", "macro_f1")
+_WORDS = ("loss", "exact", "distinct", "ended", "picture_gain")
 
 
 class Progress(L.Callback):
     """A live bar over the whole run, in images with the time left, on a terminal only; a line an epoch everywhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str = "images") -> None:
+        self.unit = unit
         self.bar: tqdm | None = None
 
     def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
@@ -47,7 +51,7 @@ class Progress(L.Callback):
         self.bar = tqdm(
             total=images * (trainer.max_epochs or 1),
             initial=images * trainer.current_epoch,
-            unit=" images",
+            unit=f" {self.unit}",
             unit_scale=True,
             dynamic_ncols=True,
             leave=False,
@@ -64,9 +68,12 @@ class Progress(L.Callback):
             return
         seen = _epoch_metrics(trainer, task)
         parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", f"loss {seen['train/loss']:.4f}"]
-        if "val/accuracy" in seen:
-            parts += [f"val loss {seen['val/loss']:.4f}", f"val accuracy {100 * seen['val/accuracy']:.2f} %"]
-        parts.append(f"{seen.get('train/images_per_second', 0):,.0f} images/s")
+        if "val/loss" in seen:
+            parts.append(f"val loss {seen['val/loss']:.4f}")
+        parts += [f"val {name} {100 * seen[key]:.2f} %" for name in _SHARES if (key := f"val/{name}") in seen]
+        if "val/picture_gain" in seen:
+            parts.append(f"other pictures add {seen['val/picture_gain']:.3f}")
+        parts.append(f"{seen.get('train/images_per_second', 0):,.0f} {self.unit}/s")
         with tqdm.external_write_mode(file=sys.stdout):  # the bar steps aside
             log.info("   ".join(parts))
 
@@ -105,8 +112,9 @@ class Speed(L.Callback):
 class MetricsFile(L.Callback):
     """metrics.csv: one row an epoch, appended and flushed at once."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, words: bool = False) -> None:
         self.path = path
+        self.columns = _COLUMNS + [f"val/{name}" for name in (_WORDS if words else _CLASSES)]
         self.started = time.perf_counter()
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
@@ -116,13 +124,13 @@ class MetricsFile(L.Callback):
         if not trainer.is_global_zero:
             return
         seen = _epoch_metrics(trainer, task)
-        row: dict[str, Any] = {name: f"{value:.6g}" for name, value in seen.items() if name in _COLUMNS}
+        row: dict[str, Any] = {name: f"{value:.6g}" for name, value in seen.items() if name in self.columns}
         row["epoch"], row["step"] = trainer.current_epoch + 1, trainer.global_step
         row["seconds"] = f"{time.perf_counter() - self.started:.1f}"
         row["lr"] = f"{self.rate:.6g}"  # of the last step; the schedule has moved on since
         new = not self.path.exists()
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, _COLUMNS)
+            writer = csv.DictWriter(file, self.columns)
             if new:
                 writer.writeheader()
             writer.writerow(row)
@@ -215,6 +223,20 @@ class Pictures(L.Callback):
         return trainer.current_epoch % every == 0 or trainer.current_epoch == epochs - 1
 
 
+class Samples(L.Callback):
+    """What the model writes about some validation samples, each time: in the log, and in TensorBoard as text."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, task: Write) -> None:
+        if not trainer.is_global_zero or task.validated != trainer.current_epoch:
+            return
+        with tqdm.external_write_mode(file=sys.stdout):
+            for _, text, ended in task.samples:
+                log.info("           %s", display_path(text) + ("" if ended else " ..."))
+        if task.samples:
+            lines = [f"{index}: {text}" for index, text, _ in task.samples]
+            _writer(trainer).add_text("val/written", "  \n".join(lines), trainer.global_step)
+
+
 class StopOnSignal(L.Callback):
     """The first SIGINT or SIGTERM finishes the step and ends training in order; the second ends it at once.
 
@@ -280,8 +302,9 @@ def _loss(trainer: L.Trainer, outputs: Any) -> float:
 
 
 def _global_batch(trainer: L.Trainer) -> int:
-    """Pictures that all devices together take in one step."""
-    return int(trainer.train_dataloader.batch_size) * trainer.world_size
+    """Samples that all devices together take in one step."""
+    loader = trainer.train_dataloader
+    return int(loader.batch_size or loader.batch_sampler.batch_size) * trainer.world_size
 
 
 def _memory_gb(device: torch.device) -> float:

@@ -1,11 +1,11 @@
 """What can be set about a training run, one dataclass a part. Imports no torch, so `vit --help` answers at once."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from vit.data.config import AugmentConfig, DataConfig, require
-from vit.models.architecture import ModelConfig
+from vit.models.architecture import ModelConfig, Positions
 
 
 @dataclass
@@ -161,10 +161,67 @@ class TuneConfig:
 
 
 @dataclass
+class TextConfig:
+    """How words are read and written, in every task but classify. What is left at null suits the task."""
+
+    tokenizer: str = "auto"
+    """characters, words, wordpiece or bpe, made from the training texts; or a tokenizer.json, or a folder with GPT-2's
+    files; auto: bpe for language, characters for translate, words for caption and fuse; with text.init, that of it"""
+    vocabulary: int = 8000
+    """most tokens that a tokenizer is made with"""
+    length: int | None = None
+    """most tokens of a text; null takes 256 for language, else the longest of the training texts and some room"""
+    dim: int | None = None
+    """width; null takes that of the encoder, without one 384"""
+    depth: int | None = None
+    """null takes 4 blocks, for language 6"""
+    heads: int | None = None
+    """null takes one for every 64 of dim"""
+    hidden: int | None = None
+    """null takes 4 x dim"""
+    positions: Positions = "learned"
+    rope: bool = False
+    """rotary positions"""
+    dropout: float = 0.1
+    init: str | None = None
+    """start the decoder, the language model or the text encoder from these weights: a run, or hf:NAME of a GPT-2"""
+    freeze_encoder: int = 0
+    """epochs in which the picture encoder stands still, its first weights being model.init's; -1: all of them"""
+    epoch_steps: int = 0
+    """language: steps in an epoch, each of windows that begin anywhere; 0 takes as many as read the text once"""
+    reward_epochs: int = 0
+    """caption: last epochs that are trained by self-critical sequences, the reward being CIDEr-D (Rennie 2017)"""
+    fusion_depth: int = 2
+    """fuse: blocks in which one side attends to the other"""
+    attends: Literal["image", "text"] = "image"
+    """fuse: which side's tokens attend to the other's"""
+    drop_side: float = 0.1
+    """fuse: probability that a training batch lacks its pictures, and that it lacks its texts, so that either may be
+    missing later"""
+
+    def __post_init__(self) -> None:
+        require(self.vocabulary >= 1, "text.vocabulary", self.vocabulary, "must be at least 1")
+        for name in ("length", "dim", "depth", "heads", "hidden"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"text.{name}", value, "must be at least 1")
+        require(0 <= self.dropout < 1, "text.dropout", self.dropout, "must be in [0, 1)")
+        require(self.freeze_encoder >= -1, "text.freeze_encoder", self.freeze_encoder, "must be -1 (all), 0 or more")
+        for name in ("epoch_steps", "reward_epochs"):
+            require(getattr(self, name) >= 0, f"text.{name}", getattr(self, name), "must not be negative")
+        require(self.fusion_depth >= 1, "text.fusion_depth", self.fusion_depth, "must be at least 1")
+        require(0 <= self.drop_side <= 0.5, "text.drop_side", self.drop_side, "must be from 0 to 0.5")
+
+
+Task = Literal["classify", "caption", "fuse", "language", "translate"]
+
+
+@dataclass
 class Config:
     """Everything that a training run is made of."""
 
-    task: Literal["classify"] = "classify"
+    task: Task = "classify"
+    """classify pictures; caption them; fuse: answer texts about them; language: go on with a text; translate: from
+    text to text"""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -173,8 +230,20 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)
+    text: TextConfig = field(default_factory=TextConfig)
 
     def __post_init__(self) -> None:
+        if self.task != "classify":
+            require(self.tune.method == "full", "tune.method", self.tune.method, f"must be full for task {self.task}")
+            require(not self.tune.freeze, "tune.freeze", self.tune.freeze, "is for classify; see text.freeze_encoder")
+            mixed = max(self.augment.mixup, self.augment.cutmix)
+            require(not mixed, "augment.mixup and cutmix", mixed, f"must be 0 for task {self.task}")
+        if self.task in ("caption", "language", "translate"):
+            balanced, monitor = self.train.monitor == "accuracy", self.train.monitor
+            require(balanced or monitor == "loss", "train.monitor", monitor, f"must be loss for task {self.task}")
+            self.train = replace(self.train, monitor="loss")
+        rewarded = self.text.reward_epochs
+        require(not rewarded or self.task == "caption", "text.reward_epochs", rewarded, "is for task caption")
         asked = self.tune.method
         require(
             self.model.init is not None or asked == "full", "tune.method", asked, "needs model.init, what it adapts"

@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -30,11 +31,11 @@ from vit.data.module import ImageFolderData
 from vit.errors import ConfigError, UnreadableImage, display_path
 from vit.files import write_text
 from vit.models.architecture import ModelConfig, VisionArchitecture, pick
-from vit.models.build import architecture_from, start_from
+from vit.models.build import architecture_from, require_kind, start_from
 from vit.models.file import ModelFile, read_model, save_model
 from vit.models.sources import load_model
 from vit.models.vision import VisionTransformer
-from vit.tasks.callbacks import Finite, MetricsFile, Pictures, Progress, Speed, StopOnSignal
+from vit.tasks.callbacks import Finite, MetricsFile, Pictures, Progress, Samples, Speed, StopOnSignal
 from vit.tasks.checkpoints import WholeCheckpoints
 from vit.tasks.classify import Classify
 from vit.tasks.config import Config, TrainConfig
@@ -70,33 +71,44 @@ def set_up(listing: Listing, config: Config) -> Setup:
     Raises ConfigError where settings, pictures and weights do not go together.
     """
     config = replace(config, train=replace(config.train, precision=settled_precision(config.train)))
+    config = replace(config, augment=config.augment.settled())
     tuning = config.model.init is not None and config.tune.method == "full"
     lr, layer_decay = config.optim.rates(tuning=tuning)
     config = replace(config, optim=replace(config.optim, lr=lr, layer_decay=layer_decay))
-    classes = len(listing.classes)
+    typical = typical_side([sample.path for sample in listing.splits["train"]])
+    config, architecture, preprocessing, start = settle_encoder(config, typical, len(listing.classes))
+    return Setup(config, listing, architecture, preprocessing, start)
+
+
+def settle_encoder(
+    config: Config, typical: int, classes: int
+) -> tuple[Config, VisionArchitecture, Preprocessing, ModelFile | None]:
+    """What reads the pictures, of typical short side `typical` pixels, and the weights to start with, if any.
+
+    The config comes back with what it left open.
+    """
     if config.model.init is None:
-        typical = typical_side(listing)
         name = pick(typical)[0] if config.model.name == "auto" else config.model.name
         architecture = config.model.resolve(classes=classes, picture_size=typical)
         preprocessing = _preprocessing(config, architecture)
         model = replace(config.model, name=name, image_size=architecture.image_size)
-        return Setup(replace(config, model=model), listing, architecture, preprocessing, None)
+        return replace(config, model=model), architecture, preprocessing, None
     start = load_model(config.model.init)
+    require_kind(start, ("classifier",), config.model.init)
     architecture = _architecture_like(start, config.model, classes)
     # what the first weights know is pictures prepared in their way
     preprocessing = replace(Preprocessing.from_json(start.preprocessing), size=architecture.image_size)
     kept = {name: value for name, value in vars(preprocessing).items() if name != "size"}
     model, data = replace(config.model, image_size=architecture.image_size), replace(config.data, **kept)
-    return Setup(replace(config, model=model, data=data), listing, architecture, preprocessing, start)
+    return replace(config, model=model, data=data), architecture, preprocessing, start
 
 
-def typical_side(listing: Listing, sample: int = 32) -> int:
-    """Median short side in pixels of some training pictures, from their headers."""
-    pictures = listing.splits["train"]
+def typical_side(paths: Sequence[str], sample: int = 32) -> int:
+    """Median short side in pixels of some pictures, from their headers."""
     sides = []
-    for picture in pictures[:: max(1, len(pictures) // sample)]:
+    for path in paths[:: max(1, len(paths) // sample)]:
         try:
-            sides.append(min(picture_size(picture.path)))
+            sides.append(min(picture_size(path)))
         except (UnreadableImage, OSError):
             continue
     return int(statistics.median(sides)) if sides else 224
@@ -258,12 +270,14 @@ def flops_per_image(architecture: VisionArchitecture) -> int:
 def _callbacks(config: Config, run: Path) -> list[L.Callback]:
     monitor = f"val/{config.train.monitor}"
     mode = "min" if config.train.monitor == "loss" else "max"
+    writes = config.task in ("caption", "language", "translate")
     callbacks: list[L.Callback] = [
         Speed(),
         Finite(),
-        Progress(),
-        MetricsFile(run / "metrics.csv"),
-        Pictures(),
+        Progress("images" if config.task in ("classify", "caption") else "texts"),
+        MetricsFile(run / "metrics.csv", words=writes),
+        *([Pictures()] if config.task == "classify" else []),
+        *([Samples()] if writes else []),
         LearningRateMonitor(logging_interval="step"),
         StopOnSignal(run),
         ModelCheckpoint(run / "checkpoints", "best", monitor=monitor, mode=mode, enable_version_counter=False),

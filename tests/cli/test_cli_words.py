@@ -1,0 +1,327 @@
+"""Models of words from the command line: trained, measured, used, resumed; and what is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import vit as api
+from vit.data.scenes import make_scenes
+from vit.errors import ConfigError
+from vit.explain.words import word_maps
+
+SMALL = [
+    "--text.depth=1",
+    "--text.dim=32",
+    "--text.heads=2",
+    "--text.hidden=32",
+    "--text.dropout=0",
+    "--train.accelerator=cpu",
+    "--data.workers=0",
+    "--optim.lr=0.003",
+]
+EYES = ["--model.name=micro/8", "--model.image_size=32", "--model.depth=1", "--model.dim=32", "--model.heads=2"]
+EYES += ["--model.hidden=32", "--data.batch_size=8"]
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 scenes of 32 x 32 pixels to train on, some to validate and test on."""
+    folder = tmp_path_factory.mktemp("scenes") / "scenes"
+    make_scenes(folder, count=24, seed=0, side=32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def captioner(scenes: Path, train: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("captioner") / "run"
+    train(scenes, "--task", "caption", "--train.epochs=2", *EYES, *SMALL, "--out", run)
+    return run
+
+
+@pytest.fixture(scope="session")
+def fused(scenes: Path, train: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("fused") / "run"
+    train(scenes / "questions.csv", "--task", "fuse", "--train.epochs=1", *EYES, *SMALL, "--out", run)
+    return run
+
+
+@pytest.fixture(scope="session")
+def language(train: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("language")
+    (folder / "text.txt").write_text("the cat sat on the mat. " * 120)
+    run = folder / "run"
+    words = ["--task=language", "--text.tokenizer=characters", "--text.length=16", "--data.batch_size=8"]
+    train(folder / "text.txt", *words, "--train.epochs=3", "--text.epoch_steps=30", *SMALL, "--out", run)
+    return run
+
+
+@pytest.fixture(scope="session")
+def translator(train: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("translator")
+    pairs = [f"{a}{b}\t{b}{a}" for a in "abcdefgh" for b in "abcdefgh"]
+    (folder / "pairs.tsv").write_text("\n".join(pairs) + "\n")
+    run = folder / "run"
+    train(folder / "pairs.tsv", "--task=translate", "--data.batch_size=8", "--train.epochs=4", *SMALL, "--out", run)
+    return run
+
+
+def test_a_run_of_words_leaves_what_a_run_leaves(captioner: Path) -> None:
+    names = {path.name for path in captioner.iterdir()}
+    assert {"model.safetensors", "metrics.csv", "config.yaml", "data.json", "tokenizer.json", "log.txt"} <= names
+    header, *rows = (captioner / "metrics.csv").read_text().splitlines()
+    assert "val/picture_gain" in header
+    assert len(rows) == 2
+    log = (captioner / "log.txt").read_text()
+    assert "24" in log
+    assert "vit caption" in log
+    facts = json.loads((captioner / "data.json").read_text())
+    assert facts["samples"]["train"] == 24
+
+
+def test_captions_are_json_lines_with_every_token(vit: Callable[..., Any], captioner: Path, scenes: Path) -> None:
+    pictures = sorted((scenes / "images").glob("test-*.png"))[:2]
+    outcome = vit("caption", captioner, *pictures, "--n-best", 2, "--beams", 3, "--device", "cpu")
+    assert (outcome.code, outcome.err) == (0, "")
+    lines = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [line["path"] for line in lines] == [str(path) for path in pictures]
+    model = api.load(captioner, device="cpu")
+    assert isinstance(model, api.Captioner)
+    captions = model.caption(pictures, beams=3, n_best=2)
+    for line, caption in zip(lines, captions, strict=True):
+        assert line["caption"] == caption.text
+        assert [token["token"] for token in line["tokens"]] == list(caption.words)
+        assert line["score"] == pytest.approx(caption.score, abs=1e-5)
+        assert len(line["alternatives"]) == 1
+        assert caption.alternatives[0].score <= caption.score
+
+
+def test_every_word_gets_its_map_and_the_page_shows_them(
+    vit: Callable[..., Any], captioner: Path, scenes: Path, tmp_path: Path
+) -> None:
+    picture = sorted((scenes / "images").glob("test-*.png"))[0]
+    out = tmp_path / "maps"
+    assert vit("caption", captioner, picture, "--attention", out, "--device", "cpu").code == 0
+    assert {path.name for path in out.iterdir()} == {f"0000-{picture.stem}.png", "explorer.html"}
+    with Image.open(out / f"0000-{picture.stem}.png") as drawn:
+        assert min(drawn.size) > 100
+    assert "<script" in (out / "explorer.html").read_text()
+    model = api.load(captioner, device="cpu")
+    assert isinstance(model, api.Captioner)
+    (caption,) = model.caption(picture)
+    for method in ("cross", "generic"):
+        maps = model.word_maps(str(picture), caption, method=method)  # type: ignore[arg-type]
+        assert maps.shape == (len(caption.words), 4, 4)
+        assert maps.isfinite().all()
+        assert maps.min() >= 0
+
+
+def test_cross_maps_are_the_rows_of_cross_attention(captioner: Path, scenes: Path) -> None:
+    from vit.nn import Trace
+
+    model = api.load(captioner, device="cpu")
+    assert isinstance(model, api.Captioner)
+    picture = sorted((scenes / "images").glob("test-*.png"))[0]
+    (images,) = model.batches([picture], 1)
+    tokens = torch.tensor([[model.tokenizer.start, 4, 5, 6]])
+    trace = Trace()
+    with torch.no_grad():
+        model.network(images, tokens[:, :-1], trace=trace)
+    expected = trace.cross_attention[0].rows()[0, 1, :, 1:]
+    found = word_maps(model.network, images, tokens, layer=0, head=1)
+    torch.testing.assert_close(found.flatten(1), expected)
+    with pytest.raises(ConfigError, match="layer: must be 0 to 0, got 1"):
+        word_maps(model.network, images, tokens, layer=1)
+
+
+def test_a_captioner_is_measured(vit: Callable[..., Any], captioner: Path, scenes: Path, tmp_path: Path) -> None:
+    outcome = vit("evaluate", captioner, scenes, "--out", tmp_path / "report", "--accelerator", "cpu", "--beams", 1)
+    assert outcome.code == 0, outcome
+    assert "CIDEr-D" in outcome.out
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert metrics["split"] == "test"
+    assert 0 <= metrics["distinct_captions"] <= 1
+    lines = (tmp_path / "report" / "captions.jsonl").read_text().splitlines()
+    assert len(lines) == metrics["count"]
+    assert {"path", "caption", "cider_d"} <= json.loads(lines[0]).keys()
+
+
+def test_a_run_of_words_goes_on_as_if_it_had_never_stopped(
+    scenes: Path, train: Callable[..., None], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train(scenes, "--task", "caption", "--train.epochs=1", "--schedule.name=constant", *EYES, *SMALL, "--out", run)
+    whole = tmp_path / "whole"
+    train(scenes, "--task", "caption", "--train.epochs=2", "--schedule.name=constant", *EYES, *SMALL, "--out", whole)
+    train("--out", run, "--resume", "--train.epochs=2")
+    one, other = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for folder in (run, whole)
+    )
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_data_that_changed_is_not_gone_on_with(refused: Callable[..., str], scenes: Path, captioner: Path) -> None:
+    facts = json.loads((captioner / "data.json").read_text())
+    before = (captioner / "data.json").read_text()
+    (captioner / "data.json").write_text(json.dumps(facts | {"sha256": "0" * 64}))
+    try:
+        message = refused("train", "--out", captioner, "--resume", "--train.epochs=3", code=2)
+    finally:
+        (captioner / "data.json").write_text(before)
+    assert "has changed since the run began" in message
+
+
+def test_questions_are_answered_with_either_side_missing(
+    vit: Callable[..., Any], fused: Path, scenes: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "report"
+    outcome = vit("evaluate", fused, scenes / "questions.csv", "--out", out, "--accelerator", "cpu")
+    assert outcome.code == 0, outcome
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert {"both", "picture_alone", "text_alone"} <= metrics.keys()
+    model = api.load(fused, device="cpu")
+    assert isinstance(model, api.FusedModel)
+    picture = sorted((scenes / "images").glob("test-*.png"))[0]
+    for images, text in ((picture, "what shape is it?"), (picture, None), (None, "what shape is it?")):
+        (answer,) = model.predict(images, text, top=2)
+        assert len(answer.classes) == 2
+        assert answer.classes[0] in model.classes
+    with pytest.raises(ConfigError, match="must be given"):
+        model.predict(None, None)
+    with pytest.raises(ConfigError, match="1 pictures and 2 texts"):
+        model.predict(picture, ["a", "b"])
+
+
+def test_a_language_model_learns_and_goes_on(vit: Callable[..., Any], language: Path, tmp_path: Path) -> None:
+    rows = (language / "metrics.csv").read_text().splitlines()
+    losses = [float(row.split(",")[rows[0].split(",").index("val/loss")]) for row in rows[1:]]
+    assert losses[-1] < losses[0]
+    outcome = vit("generate", language, "--prompt", "the c", "--temperature", 0, "--max-length", 8, "--device", "cpu")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.startswith("the c")
+    assert len(outcome.out.rstrip("\n")) == len("the c") + 8
+    drawn = [
+        vit("generate", language, "--prompt", "the c", "--seed", seed, "--device", "cpu").out for seed in (0, 0, 1)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    text = tmp_path / "other.txt"
+    text.write_text("the cat sat on the mat. " * 10)
+    outcome = vit("evaluate", language, text, "--out", tmp_path / "report", "--accelerator", "cpu")
+    assert outcome.code == 0, outcome
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert metrics["tokens"] == 239
+    model = api.load(language, device="cpu")
+    assert isinstance(model, api.Writer)
+    ids = torch.tensor([model.tokenizer.encode("the cat sat on t")])
+    with torch.no_grad():
+        first = torch.nn.functional.cross_entropy(model.network(ids[:, :-1])[0], ids[0, 1:])  # type: ignore[operator]
+    assert model.loss("the cat sat on t")[0] == pytest.approx(float(first), abs=1e-5)
+
+
+def test_a_text_is_answered_by_another(vit: Callable[..., Any], translator: Path, tmp_path: Path) -> None:
+    outcome = vit("generate", translator, "--prompt", "ab", "--device", "cpu")
+    assert outcome.code == 0, outcome
+    pairs = tmp_path / "test.tsv"
+    pairs.write_text("ab\tba\ncd\tdc\n")
+    outcome = vit("evaluate", translator, pairs, "--out", tmp_path / "report", "--accelerator", "cpu")
+    assert outcome.code == 0, outcome
+    lines = [json.loads(line) for line in (tmp_path / "report" / "predictions.jsonl").read_text().splitlines()]
+    model = api.load(translator, device="cpu")
+    assert isinstance(model, api.Writer)
+    for line in lines:
+        (answer,) = model.answer([line["source"]], beams=4)
+        assert answer.text == line["answer"]
+        assert line["right"] == (answer.text == line["target"])
+
+
+def test_words_are_found_by_their_embeddings(
+    vit: Callable[..., Any], refused: Callable[..., str], language: Path
+) -> None:
+    outcome = vit("embed", language, "--nearest", "a", "--top", 3)
+    assert (outcome.code, outcome.err) == (0, "")
+    lines = [json.loads(line) for line in outcome.out.splitlines()]
+    assert len(lines) == 3
+    assert "a" not in [line["word"] for line in lines]
+    assert [line["cosine"] for line in lines] == sorted((line["cosine"] for line in lines), reverse=True)
+    outcome = vit("embed", language, "--analogy", "a", "t", "h", "--top", 2)
+    assert not {json.loads(line)["word"] for line in outcome.out.splitlines()} & {"a", "t", "h"}
+    assert "not one word of the vocabulary" in refused("embed", language, "--nearest", "cat", code=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--beams", "0"], "generation.beams: must be at least 1, got 0"),
+        (["--temperature", "-1", "--sample"], "generation.temperature: must not be negative"),
+        (["--n-best", "5"], "generation.n_best: must be at most beams, 4"),
+    ],
+)
+def test_settings_of_generation_that_cannot_be_are_refused(
+    words: list[str], message: str, refused: Callable[..., str], captioner: Path, scenes: Path
+) -> None:
+    picture = sorted((scenes / "images").glob("test-*.png"))[0]
+    assert message in refused("caption", captioner, picture, *words, code=2)
+
+
+def test_a_model_of_another_kind_is_told_what_to_do(
+    refused: Callable[..., str], trained_run: Path, captioner: Path, language: Path, scenes: Path
+) -> None:
+    picture = sorted((scenes / "images").glob("test-*.png"))[0]
+    assert "not a captioner but a classifier of pictures" in refused("caption", trained_run, picture, code=1)
+    assert "`vit caption` describes" in refused("predict", captioner, picture, code=1)
+    assert "not a captioner but a language model" in refused("caption", language, picture, code=1)
+    assert "`vit predict`" in refused("generate", trained_run, "--prompt", "a", code=1)
+
+
+def test_a_prompt_longer_than_the_model_reads_is_refused(
+    refused: Callable[..., str], captioner: Path, scenes: Path
+) -> None:
+    picture = sorted((scenes / "images").glob("test-*.png"))[0]
+    assert "shorten it" in refused("caption", captioner, picture, "--prompt", "a " * 100, code=2)
+
+
+def test_unreadable_pictures_among_good_ones_are_named(
+    vit: Callable[..., Any], captioner: Path, scenes: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    picture = sorted((scenes / "images").glob("test-*.png"))[0]
+    outcome = vit("caption", captioner, broken, picture, "--device", "cpu")
+    assert outcome.code == 1
+    first, second = (json.loads(line) for line in outcome.out.splitlines())
+    assert "error" in first
+    assert "caption" in second
+    assert "broken.png" in outcome.err
+
+
+def test_an_encoder_of_a_classifier_starts_a_captioner(
+    scenes: Path, trained_run: Path, train: Callable[..., None], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    words = ["--model.init", trained_run, "--data.batch_size=8", "--text.freeze_encoder=-1", "--train.epochs=1"]
+    train(scenes, "--task", "caption", *words, *SMALL, "--out", run)
+    model, first = api.load(run, device="cpu"), api.load(trained_run, device="cpu")
+    assert isinstance(model, api.Captioner)
+    assert isinstance(first, api.Classifier)
+    mine, theirs = model.network.encoder.state_dict(), first.network.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)  # it stood still
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--task=caption", "--tune.method=knn"], "tune.method"),
+        (["--task=caption", "--augment.mixup=0.2"], "augment.mixup"),
+        (["--task=language", "--train.monitor=macro_f1"], "train.monitor: must be loss for task language"),
+        (["--task=caption", "--optim.layer_decay=0.5"], "optim.layer_decay: must be 1 for task caption"),
+        (["--task=caption", "--text.dim=-1"], "text.dim: must be at least 1"),
+    ],
+)
+def test_settings_that_do_not_suit_a_task_are_refused(
+    words: list[str], message: str, refused: Callable[..., str], scenes: Path, tmp_path: Path
+) -> None:
+    assert message in refused("train", scenes, *words, "--out", tmp_path / "run", code=2)

@@ -1,0 +1,189 @@
+"""`vit caption MODEL IMAGE...`."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from vit.cli.arguments import MODEL_HELP, Parser, add_generation, announce, generation_of
+from vit.errors import ConfigError, UnreadableImage, display_path
+from vit.files import whole_file, write_text
+from vit.models.generation_config import GenerationConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vit.explain.explorer import View
+    from vit.writers import Caption, Captioner
+
+BEAMS = 4
+
+
+def main(argv: list[str]) -> int:
+    """Parse, then caption. Returns the exit code: 1 where a picture could not be read."""
+    parser = Parser(prog="vit caption", description="Describe pictures in words, as JSON lines.")
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="files, folders, globs")
+    parser.add_argument("--prompt", default="", help="how every caption begins")
+    add_generation(parser, beams=BEAMS)
+    parser.add_argument("--out", help="file to write, or to replace, instead of standard output")
+    parser.add_argument("--attention", metavar="DIR", help="folder for maps of every word, and a page to explore them")
+    parser.add_argument(
+        "--method", choices=("cross", "generic"), default="cross", help="of --attention (default: cross)"
+    )
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--weights", choices=("ema", "raw"), help="averaged or raw weights (default: averaged if any)")
+    parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
+    options = parser.parse_args(argv)
+    if options.batch_size < 1:
+        parser.error("--batch-size must be at least 1")
+    config = generation_of(options, beams=BEAMS)  # refused before anything is read
+
+    from vit.data.folders import find_images
+    from vit.models.build import require_kind
+    from vit.models.sources import load_model
+    from vit.writers import Captioner, words_of
+
+    model = load_model(options.model)
+    require_kind(model, ("captioner",), options.model)
+    captioner = words_of(model, options.model, weights=options.weights, device=options.device)
+    assert isinstance(captioner, Captioner)
+    config = generation_of(options, beams=BEAMS, max_length=captioner.room(options.prompt))
+    paths = list(find_images(options.images))
+    folder = None if options.attention is None else Path(options.attention)
+    if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"--attention {display_path(folder)}: {(error.strerror or str(error)).lower()}"
+            ) from error
+    announce(model)
+    with ExitStack() as stack:
+        stream: IO[str] = sys.stdout
+        if options.out:
+            temporary = stack.enter_context(whole_file(Path(options.out)))
+            stream = stack.enter_context(temporary.open("w", encoding="utf-8", newline=""))
+        else:
+            sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+        return _caption(captioner, paths, config, options, stream, folder)
+
+
+def _caption(
+    captioner: "Captioner",
+    paths: list[str],
+    config: GenerationConfig,
+    options: Any,
+    stream: IO[str],
+    folder: Path | None,
+) -> int:
+    """Write a line a picture, and its words' maps. Returns the exit code."""
+    from tqdm import tqdm
+
+    from vit.explain.explorer import View
+
+    failed, views = 0, list[View]()
+    shown = sys.stderr.isatty() and (bool(options.out) or not sys.stdout.isatty())
+    bar = tqdm(total=len(paths), unit=" pictures", delay=2, leave=False, disable=not shown)
+    for path, picture, caption, reason in _captions(captioner, paths, config, options):
+        bar.update()
+        if caption is None:
+            failed += 1
+            record: dict[str, Any] = {"path": path, "error": reason}
+            bar.write(f"vit: {display_path(path)}: {reason}", file=sys.stderr)
+        else:
+            record = {"path": path, **_described(caption)}
+            if caption.alternatives:
+                record["alternatives"] = [_described(other) for other in caption.alternatives]
+        line = json.dumps(record, ensure_ascii=False)
+        if not line.isprintable() or any("\ud800" <= c <= "\udfff" for c in line):
+            line = json.dumps(record)  # control characters and bytes that are no UTF-8 as \u escapes
+        print(line, file=stream, flush=True)
+        if folder is not None and caption is not None and picture is not None:
+            name = f"{len(views):04d}-{display_path(Path(path).stem)}"
+            views.append(_drawn(captioner, path, picture, caption, options.method, folder / f"{name}.png"))
+    bar.close()
+    if views and folder is not None:
+        from vit.explain.explorer import page
+
+        write_text(folder / "explorer.html", page(views, f"vit caption {options.model}"))
+    if failed:
+        print(f"vit: {failed} of the pictures could not be read", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _captions(
+    captioner: "Captioner", paths: list[str], config: GenerationConfig, options: Any
+) -> Iterator[tuple[str, "np.ndarray | None", "Caption | None", str]]:
+    """Path, picture and caption of each, or path and the reason why not, in order."""
+    from vit.data.decode import decode
+
+    for start in range(0, len(paths), options.batch_size):
+        part = paths[start : start + options.batch_size]
+        pictures, reasons = {}, {}
+        for path in part:
+            try:
+                pictures[path] = decode(path)
+            except UnreadableImage as error:
+                reasons[path] = error.reason
+        captions = captioner.caption(
+            list(pictures.values()),
+            prompt=options.prompt,
+            config=config,
+            batch_size=options.batch_size,
+            seed=options.seed + start,
+        )
+        found = dict(zip(pictures, captions, strict=True))
+        for path in part:
+            yield path, pictures.get(path), found.get(path), reasons.get(path, "")
+
+
+def _described(caption: "Caption") -> dict[str, Any]:
+    tokens = [
+        {"token": word, "probability": round(p, 6)}
+        for word, p in zip(caption.words, caption.probabilities, strict=True)
+    ]
+    ended = {} if caption.finished else {"finished": False}
+    return {"caption": caption.text, "score": round(caption.score, 6), **ended, "tokens": tokens}
+
+
+def _drawn(
+    captioner: "Captioner", path: str, picture: "np.ndarray", caption: "Caption", method: Any, target: Path
+) -> "View":
+    """Write the picture beside its words' maps; -> the same for the page."""
+    import torch
+
+    from vit.evaluate.plots import gallery
+    from vit.explain.explorer import Patches, caption_view
+    from vit.explain.pictures import Box, laid_over
+    from vit.models.vision import VisionTransformer
+    from vit.nn import Trace
+
+    prepared = captioner.prepare(picture)
+    seen = prepared.permute(1, 2, 0).cpu().numpy()
+    maps = captioner.word_maps(prepared, caption, method=method).numpy()
+    times = max(1, 160 // min(seen.shape[:2]))
+    large = seen.repeat(times, axis=0).repeat(times, axis=1)
+    box = Box(0, 0, *large.shape[:2])
+    tiles = [(large, caption.text)]
+    tiles += [(laid_over(large, values, box), word) for word, values in zip(caption.words, maps, strict=True)]
+    with whole_file(target) as temporary:
+        gallery(tiles[:36], temporary)
+    encoder = captioner.network.encoder
+    assert isinstance(encoder, VisionTransformer)
+    trace, own = Trace(keep_tokens=False), Trace(keep_tokens=False)
+    (images,) = captioner.batches([prepared], 1)
+    tokens = torch.tensor([[captioner.tokenizer.start, *caption.tokens]], device=captioner.device)
+    with torch.no_grad():
+        context = captioner.network.encode(images, trace=own)
+        captioner.network.decoder(tokens[:, :-1], context, trace=trace)
+    return caption_view(path, _patches(Patches, seen, encoder), caption.words, trace, encoder=own.self_attention)
+
+
+def _patches(kind: Any, seen: "np.ndarray", encoder: Any) -> Any:
+    a = encoder.architecture
+    grid = (seen.shape[0] // a.patch_size[0], seen.shape[1] // a.patch_size[1])
+    names = ["class"] * a.class_token + ["distillation"] * a.distilled
+    return kind(seen, grid, (*names, *(f"register {number + 1}" for number in range(a.registers))))

@@ -1,0 +1,227 @@
+"""`vit evaluate MODEL DATA` for models of words."""
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vit.errors import ConfigError, DataError, UnreadableImage, display_path
+from vit.files import write_text
+
+if TYPE_CHECKING:
+    from vit.models.file import ModelFile
+    from vit.writers import Captioner, FusedModel, Writer
+
+log = logging.getLogger("vit")
+
+Facts = dict[str, Any]
+
+
+def evaluate_words(
+    model: "ModelFile",
+    source: str,
+    data: str,
+    folder: Path,
+    *,
+    split: str | None,
+    weights: Any,
+    batch_size: int,
+    device: str | None,
+    beams: int,
+    java: bool,
+) -> int:
+    """Measure a captioner, a fused classifier, a model from text to text, or a language model; -> the exit code."""
+    from vit.models.encoder_decoder import EncoderDecoder
+    from vit.writers import Captioner, FusedModel, Writer, words_of
+
+    reader = words_of(model, source, weights=weights, device=device)
+    facts: Facts = {"model": source, "data": data, "weights": weights or ("raw" if model.ema is None else "ema")}
+    if isinstance(reader, Captioner):
+        lines = _captions(reader, data, split, batch_size, beams, java, facts)
+    elif isinstance(reader, FusedModel):
+        lines = _answers(reader, data, split, batch_size, facts)
+    elif isinstance(reader.network, EncoderDecoder):
+        lines = _pairs(reader, data, split, batch_size, beams, facts)
+    else:
+        assert isinstance(reader, Writer)
+        lines = _language(reader, data, split, batch_size, facts)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {display_path(folder)}: {(error.strerror or str(error)).lower()}") from error
+    name = "captions.jsonl" if isinstance(reader, Captioner) else "predictions.jsonl"
+    if lines:
+        write_text(folder / name, "".join(json.dumps(line, ensure_ascii=True) + "\n" for line in lines))
+    write_text(folder / "metrics.json", json.dumps(facts, indent=1) + "\n")
+    log.info("report             %s", display_path(folder))
+    return 0
+
+
+def _captions(
+    captioner: "Captioner", data: str, split: str | None, batch_size: int, beams: int, java: bool, facts: Facts
+) -> list[Facts]:
+    from vit.data.captions import list_evaluation_captions
+    from vit.data.decode import decode
+    from vit.evaluate.captions import caption_scores
+    from vit.evaluate.java_metrics import java_scores
+
+    listing = list_evaluation_captions(data, split=split)
+    ((name, entries),) = listing.splits.items()
+    candidates: dict[str, str] = {}
+    references: dict[str, list[str]] = {}
+    lines: dict[str, Facts] = {}
+    unreadable: list[dict[str, str]] = []
+    bar = _bar(len(entries), "pictures")
+    for start in range(0, len(entries), batch_size):
+        pictures, read = [], []
+        for entry in entries[start : start + batch_size]:
+            try:
+                pictures.append(captioner.prepare(decode(entry.path)))
+                read.append(entry)
+            except UnreadableImage as error:
+                unreadable.append({"path": entry.path, "reason": error.reason})
+        for entry, caption in zip(read, captioner.caption(pictures, beams=beams), strict=True):
+            candidates[entry.path], references[entry.path] = caption.text, list(entry.captions)
+            lines[entry.path] = {"path": entry.path, "caption": caption.text, "score": caption.score}
+            lines[entry.path]["finished"] = caption.finished
+        bar.update(min(batch_size, len(entries) - start))
+    bar.close()
+    if not candidates:
+        raise DataError(f"{display_path(data)}: none of the {len(entries)} pictures could be read")
+    scores = caption_scores(candidates, references)
+    facts |= {"split": name, "beams": beams, **scores.as_dict(), "unreadable": unreadable, "counts": listing.counts}
+    facts["finished"] = sum(line["finished"] for line in lines.values()) / len(lines)
+    facts["exact"] = sum(text in references[path] for path, text in candidates.items()) / len(candidates)
+    if java:
+        facts["meteor"] = java_scores("meteor", candidates, references).score
+    for path, picture in scores.pictures.items():
+        lines[path] |= {"bleu4": picture.bleu4, "rouge_l": picture.rouge_l, "cider_d": picture.cider_d}
+    log.info("pictures           %d of %s, split %s", scores.count, display_path(data), name)
+    shown = {f"bleu{n}": scores.bleu[n - 1] for n in (1, 2, 3, 4)}
+    shown |= {"rouge_l": scores.rouge_l, "cider_d": scores.cider_d}
+    for key, value in shown.items():
+        low, high = scores.intervals[key]
+        log.info("%-18s %6.4f   (95 %%: %.4f to %.4f)", _METRICS[key], value, low, high)
+    if java:
+        log.info("METEOR             %6.4f", facts["meteor"])
+    log.info("word for word      %6.2f %%  one of the references", 100 * facts["exact"])
+    log.info("distinct captions  %6.2f %%", 100 * scores.distinct_captions)
+    log.info("ended properly     %6.2f %%", 100 * facts["finished"])
+    log.info("words              %.1f a caption, %.2f of the references'", scores.mean_length, scores.length_ratio)
+    for note in scores.notes:
+        log.info("note               %s", note)
+    for left in unreadable[:20]:
+        log.info("unreadable         %s: %s", display_path(left["path"]), left["reason"])
+    for what, count in listing.counts.items():
+        log.info("left out           %d %s", count, what)
+    return list(lines.values())
+
+
+_METRICS = {
+    "bleu1": "BLEU-1",
+    "bleu2": "BLEU-2",
+    "bleu3": "BLEU-3",
+    "bleu4": "BLEU-4",
+    "rouge_l": "ROUGE-L",
+    "cider_d": "CIDEr-D",
+}
+
+
+def _answers(model: "FusedModel", data: str, split: str | None, batch_size: int, facts: Facts) -> list[Facts]:
+    from vit.data.decode import decode
+    from vit.data.questions import list_evaluation_questions
+
+    listing = list_evaluation_questions(data, model.classes, split=split)
+    ((name, entries),) = listing.splits.items()
+    lines, unreadable = [], []
+    right: dict[str, list[bool]] = {"both": [], "picture alone": [], "text alone": []}
+    bar = _bar(len(entries), "texts")
+    for start in range(0, len(entries), batch_size):
+        pictures, asked = [], []
+        for entry in entries[start : start + batch_size]:
+            if entry.path is None:
+                continue
+            try:
+                pictures.append(model.prepare(decode(entry.path)))
+                asked.append(entry)
+            except UnreadableImage as error:
+                unreadable.append({"path": entry.path, "reason": error.reason})
+        texts = [entry.text for entry in asked]
+        answers = {
+            "both": model.predict(pictures, texts, top=1),
+            "picture alone": model.predict(pictures, None, top=1),
+            "text alone": model.predict(None, texts, top=1),
+        }
+        for what, predictions in answers.items():
+            right[what] += [p.classes[0] == entry.label for p, entry in zip(predictions, asked, strict=True)]
+        for prediction, entry in zip(answers["both"], asked, strict=True):
+            line = {"path": entry.path, "text": entry.text, "label": entry.label}
+            lines.append(line | {"answer": prediction.classes[0], "probability": prediction.probabilities[0]})
+        bar.update(min(batch_size, len(entries) - start))
+    bar.close()
+    if not lines:
+        raise DataError(f"{display_path(data)}: none of the {len(entries)} pictures could be read")
+    facts |= {"split": name, "count": len(lines), "unreadable": unreadable, "unknown_classes": listing.unknown}
+    log.info("texts              %d of %s, split %s", len(lines), display_path(data), name)
+    for what, outcomes in right.items():
+        facts[what.replace(" ", "_")] = _share(f"accuracy, {what}" if what != "both" else "accuracy", outcomes)
+    for label, count in listing.unknown.items():
+        log.info("unknown answer     %s: %d texts, not counted", display_path(label), count)
+    return lines
+
+
+def _pairs(writer: "Writer", data: str, split: str | None, batch_size: int, beams: int, facts: Facts) -> list[Facts]:
+    from vit.data.text import list_evaluation_pairs
+
+    listing = list_evaluation_pairs(data, split=split)
+    ((name, pairs),) = listing.splits.items()
+    lines, right = [], []
+    bar = _bar(len(pairs), "texts")
+    for start in range(0, len(pairs), batch_size):
+        part = pairs[start : start + batch_size]
+        for (source, target), answer in zip(part, writer.answer([p.source for p in part], beams=beams), strict=True):
+            expected = writer.tokenizer.decode(writer.tokenizer.encode(target))
+            right.append(answer.text == expected)
+            lines.append({"source": source, "target": target, "answer": answer.text, "right": right[-1]})
+        bar.update(len(part))
+    bar.close()
+    facts |= {"split": name, "count": len(lines), "beams": beams, "counts": listing.counts}
+    log.info("texts              %d of %s, split %s", len(lines), display_path(data), name)
+    facts["exact"] = _share("exactly right", right)
+    return lines
+
+
+def _language(writer: "Writer", data: str, split: str | None, batch_size: int, facts: Facts) -> list[Facts]:
+    import math
+
+    from vit.data.text import read_evaluation_corpus
+
+    text = read_evaluation_corpus(data, split=split)
+    loss, tokens = writer.loss(text, batch_size=batch_size)
+    letters = loss * tokens / math.log(2) / len(text)
+    facts |= {"tokens": tokens, "loss": loss, "perplexity": math.exp(loss), "bits_per_character": letters}
+    log.info("tokens             %d of %d letters", tokens, len(text))
+    log.info("loss               %.4f a token", loss)
+    log.info("perplexity         %.3f", math.exp(loss))
+    log.info("bits a letter      %.4f", letters)
+    return []
+
+
+def _share(name: str, outcomes: list[bool]) -> Facts:
+    """Tell a share with its interval."""
+    import numpy as np
+
+    from vit.evaluate.bootstrap import mean_intervals
+
+    (low,), (high,) = mean_intervals(np.asarray(outcomes)[:, None], seed=0)
+    share = sum(outcomes) / len(outcomes)
+    log.info("%-18s %6.2f %%   (95 %%: %.2f to %.2f)", name, 100 * share, 100 * low, 100 * high)
+    return {"share": share, "interval": [float(low), float(high)]}
+
+
+def _bar(count: int, unit: str) -> Any:
+    import sys
+
+    from tqdm import tqdm
+
+    return tqdm(total=count, unit=f" {unit}", delay=2, leave=False, disable=not sys.stderr.isatty())

@@ -1,0 +1,61 @@
+"""`vit generate MODEL --prompt TEXT`."""
+
+import sys
+from collections.abc import Iterator
+
+from vit.cli.arguments import MODEL_HELP, Parser, add_generation, announce, generation_of
+from vit.errors import ConfigError
+
+
+def main(argv: list[str]) -> int:
+    """Parse, then write to standard output as it comes. Returns the exit code."""
+    parser = Parser(prog="vit generate", description="Go on with a text, or answer it with another.")
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("--prompt", default="", help="what to go on with or to answer; - answers every line of input")
+    add_generation(parser, beams=1)
+    parser.add_argument("--weights", choices=("ema", "raw"), help="averaged or raw weights (default: averaged if any)")
+    parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
+    options = parser.parse_args(argv)
+    generation_of(options)  # refused before anything is read
+
+    from vit.models.build import require_kind
+    from vit.models.sources import load_model
+    from vit.writers import Writer, words_of
+
+    model = load_model(options.model)
+    require_kind(model, ("language", "translator"), options.model)
+    writer = words_of(model, options.model, weights=options.weights, device=options.device)
+    assert isinstance(writer, Writer)
+    announce(model)
+    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    asked = {name for name in ("beams", "sample", "temperature", "max_length") if getattr(options, name)}
+    greedy = options.temperature == 0 or (options.beams or 1) > 1
+    if model.kind == "language" and not greedy and "sample" not in asked:
+        options.sample = True  # the likeliest words alone soon go round in circles
+    most = 200 if model.kind == "language" else model.architecture["decoder"]["length"] - 1
+    windowed = {"window": True} if model.kind == "language" and (options.beams or 1) == 1 else {}
+    if options.temperature == 0:
+        options.temperature, options.sample = None, False
+    config = generation_of(options, max_length=most, **windowed)
+    for prompt in _prompts(options.prompt):
+        if model.kind == "language":
+            print(prompt, end="", flush=True)
+        if config.beams == 1 and config.n_best == 1:
+            for piece in writer.stream(prompt, config=config, seed=options.seed):
+                print(piece, end="", flush=True)
+            print(flush=True)
+            continue
+        (best,) = writer.generate(prompt, config=config, seed=options.seed)
+        for text in (best, *best.alternatives):
+            print(text.text, flush=True)
+    return 0
+
+
+def _prompts(prompt: str) -> Iterator[str]:
+    if prompt != "-":
+        yield prompt
+        return
+    if sys.stdin is None:
+        raise ConfigError("--prompt -: there is no standard input")
+    for line in sys.stdin:
+        yield line.rstrip("\n")

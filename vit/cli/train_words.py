@@ -1,0 +1,143 @@
+"""`vit train DATA --task caption | fuse | language | translate`."""
+
+import contextlib
+import csv
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vit.cli.config import to_yaml
+from vit.cli.train import log_file, run_folder
+from vit.errors import ConfigError, Interrupted, display_path
+from vit.files import write_text
+from vit.tasks.config import Config
+
+if TYPE_CHECKING:
+    from vit.data.tokenizer import Tokenizer
+    from vit.tasks.words import WordRun, Words
+
+log = logging.getLogger("vit")
+
+
+def train_words(data: str | None, config: Config, *, out: str | None = None, resume: bool = False) -> int:
+    """Train a model of words; everything about the run ends up in `out`. Returns the exit code.
+
+    With `resume`, DATA is that of the run's data.json, and must be what it was. Raises Interrupted after a signal.
+    """
+    run = run_folder(data, out, resume, config)
+    before = json.loads((run / "data.json").read_text(encoding="utf-8")) if resume else {}
+    from vit.cli.quiet import quiet_lightning, signals_as_errors
+
+    quiet_lightning()
+    import lightning as L
+
+    from vit.tasks.optim import check_optimizer
+    from vit.tasks.run import environment, export, make_trainer, prepare_folder
+    from vit.tasks.words import read_words, set_up_words
+
+    check_optimizer(config.optim.name)
+    path = str(Path(data if data is not None else before["path"]).absolute())
+    words = read_words(path, config)
+    if resume and words.fingerprint() != before["sha256"]:
+        raise ConfigError(f"--resume: {display_path(path)} has changed since the run began; start a new run")
+    L.seed_everything(config.train.seed, workers=True, verbose=False)
+    setup = set_up_words(words, config, tokenizer=_tokenizer_of(run) if resume else None)
+    trainer = make_trainer(setup.config, run)
+    first = trainer.is_global_zero
+    if first and not resume:
+        prepare_folder(run)
+        counts = {split: len(texts) for split, texts in words.texts.items()}
+        facts = {"path": path, "sha256": words.fingerprint(), "samples": counts, "left_out": words.notes}
+        write_text(run / "data.json", json.dumps(facts, indent=1) + "\n")
+        write_text(run / "tokenizer.json", setup.tokenizer.to_json() + "\n")
+        write_text(run / "environment.json", json.dumps(environment(), indent=1) + "\n")
+        if config.task == "fuse":
+            write_text(run / "classes.json", json.dumps(setup.task.classes, indent=1) + "\n")
+    if first:
+        write_text(run / "config.yaml", to_yaml(setup.config))
+    with log_file(run) if first else contextlib.nullcontext():
+        if first:
+            _before(path, words, setup, run)
+        try:
+            with signals_as_errors():
+                last = run / "checkpoints" / "last.ckpt" if resume else None
+                trainer.fit(setup.task, datamodule=setup.data, ckpt_path=last, weights_only=True)
+        except Interrupted:
+            if first and (run / "checkpoints" / "last.ckpt").is_file():
+                export(run)
+            raise
+        if first:
+            export(run)
+            _after(setup, run)
+    return 0
+
+
+def _tokenizer_of(run: Path) -> "Tokenizer":
+    from vit.data.tokenizer import Tokenizer
+
+    return Tokenizer.load(run / "tokenizer.json")
+
+
+def _before(path: str, words: "Words", setup: "WordRun", run: Path) -> None:
+    """A table of data and model."""
+    config = setup.config
+    network: Any = setup.task.network
+    parameters = sum(p.numel() for p in network.parameters())
+    samples = "   ".join(f"{split} {len(entries):,}" for split, entries in words.texts.items())
+    rows = [("data", display_path(path))]
+    if config.task == "language":
+        shown = [f"{split} {sum(len(t) for (t,) in texts):,}" for split, texts in words.texts.items()]
+        rows.append(("letters", "   ".join(shown)))
+    else:
+        texts = sum(len(group) for group in words.texts["train"])
+        rows.append(("samples", f"{samples}   ({texts:,} texts to train on)"))
+    rows += [("left out", display_path(note)) for note in words.notes]
+    rows.append(("tokens", f"{len(setup.tokenizer):,} in the vocabulary, texts of at most {config.text.length}"))
+    if setup.cut:
+        rows.append(("cut", f"{setup.cut:,} training texts are longer; text.length reads more"))
+    if config.task == "fuse":
+        rows.append(("classes", str(len(words.classes))))
+    for part in ("encoder", "image", "text", "decoder"):
+        if (module := getattr(network, part, None)) is not None:
+            a = module.architecture
+            rows.append((part, f"{a.depth} blocks of width {a.dim}, {a.heads} heads"))
+    if config.task == "language":
+        a = network.architecture
+        rows.append(("model", f"{a.depth} blocks of width {a.dim}, {a.heads} heads"))
+    training = f"{config.train.epochs} epochs, batches of {config.data.batch_size}, {config.train.precision}"
+    rows += [
+        ("size", f"{parameters / 1e6:.2f} M parameters"),
+        ("training", f"{training}, rate {config.optim.lr:g}"),
+        ("run", display_path(run)),
+    ]
+    for name, value in rows:
+        log.info("%-10s %s", name, value)
+    log.info("")
+
+
+def _after(setup: "WordRun", run: Path) -> None:
+    """The best epoch, and what to do next."""
+    key = f"val/{setup.config.train.monitor}"
+    with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get(key)]
+    log.info("")
+    if rows:
+        better = min if setup.config.train.monitor == "loss" else max
+        best = better(rows, key=lambda row: float(row[key]))
+        told: dict[str, Any] = {name: value for name, value in best.items() if name.startswith("val/") and value}
+        numbers = ", ".join(f"{name.replace('/', ' ').replace('_', ' ')} {float(v):.4f}" for name, v in told.items())
+        log.info("best       epoch %s: %s   (%.0f s in all)", best["epoch"], numbers, float(rows[-1]["seconds"]))
+    for (split, index), reason in sorted(setup.task.unreadable.items())[:20]:
+        log.info("left out   %s: %s", display_path(setup.words.images[split][index]), reason)
+    shown = display_path(run)
+    log.info("model      %s/model.safetensors", shown)
+    lines = {
+        "caption": (f"vit evaluate {shown} DATA", f"vit caption {shown} PICTURE..."),
+        "fuse": (f"vit evaluate {shown} DATA", f"vit predict {shown} PICTURE --text QUESTION"),
+        "language": (f"vit generate {shown} --prompt TEXT", f"vit embed {shown} --nearest WORD"),
+        "translate": (f"vit evaluate {shown} DATA", f"vit generate {shown} --prompt TEXT"),
+    }[setup.config.task]
+    log.info("next       %s", lines[0])
+    log.info("           %s", lines[1])
+    log.info("           tensorboard --logdir %s", shown)
