@@ -70,6 +70,29 @@ def test_every_layer_of_a_new_cache_is_its_own() -> None:
     assert second.self_attention.length == 0
 
 
+def test_selected_sequences_go_on_as_they_were(make_transformer: Callable[..., Transformer]) -> None:
+    model = make_transformer()
+    x, rows = torch.randn(3, N, D), torch.tensor([2, 0, 0, 2])
+    cache = new_cache(len(model.blocks))
+    model(x[:, :4], causal=True, cache=cache)
+    for layer in cache:
+        layer.self_attention.select(rows)
+        layer.cross_attention.select(rows)  # still empty
+        assert layer.cross_attention.length == 0
+    rest = model(x[rows, 4:], causal=True, cache=cache)
+    torch.testing.assert_close(rest, model(x, causal=True)[rows, 4:], rtol=0, atol=1e-5)
+
+
+def test_kept_keys_hold_no_memory_but_their_own(make_transformer: Callable[..., Transformer]) -> None:
+    model = make_transformer(cross=True)
+    cache = new_cache(len(model.blocks))
+    model(torch.randn(B, N, D), torch.randn(B, M, D), causal=True, cache=cache)
+    for kept in (cache[0].self_attention, cache[0].cross_attention):
+        for tensor in (kept.k, kept.v):
+            assert tensor is not None
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
 def test_the_past_does_not_change_when_the_future_does(make_transformer: Callable[..., Transformer]) -> None:
     model = make_transformer()
     x = torch.randn(B, N, D)

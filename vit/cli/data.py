@@ -1,4 +1,4 @@
-"""`vit data`: look through a data set, or make the small default one."""
+"""`vit data`: look through a data set, or make a small one."""
 
 import json
 import sys
@@ -13,11 +13,15 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.command == "check":
         return _check(arguments.data, arguments.json)
+    if arguments.set == "scenes":
+        return _make_scenes(arguments.out, arguments.count, arguments.seed, arguments.size)
+    if arguments.set == "dates":
+        return _make_dates(arguments.out, arguments.count, arguments.seed)
     return _make_digits(arguments.out)
 
 
 def _parser() -> Parser:
-    parser = Parser("vit data", description="Look through a data set, or make the small default one.")
+    parser = Parser("vit data", description="Look through a data set, or make a small one.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="check|make")
     check = commands.add_parser(
         "check",
@@ -28,13 +32,40 @@ def _parser() -> Parser:
     check.add_argument("data", metavar="DATA", help="a folder of class folders, or a .csv or .jsonl list")
     check.add_argument("--json", action="store_true", help="print the report as JSON")
     make = commands.add_parser("make", help="make a data set", description="Make a data set.")
-    sets = make.add_subparsers(dest="set", required=True, metavar="digits")
+    sets = make.add_subparsers(dest="set", required=True, metavar="digits|scenes|dates")
     digits = sets.add_parser(
         "digits",
         help="1 797 handwritten digits, 32 x 32 pixels",
         description="Write 1 797 handwritten digits of 32 x 32 pixels to OUT/train and OUT/val. Needs scikit-learn.",
     )
-    digits.add_argument("out", metavar="OUT", help="a new or empty folder")
+    scenes = sets.add_parser(
+        "scenes",
+        help="coloured shapes with captions, questions and the truth about both",
+        description="Write generated scenes of one to three coloured shapes, with captions (metadata.jsonl), questions "
+        "(questions.csv) and the truth (scenes.jsonl). Every test scene shows a pair of colour and shape that "
+        "the training pictures never show.",
+    )
+    dates = sets.add_parser(
+        "dates",
+        help="dates as people write them, and as YYYY-MM-DD",
+        description="Write pairs of a date as people write it and as YYYY-MM-DD: train.tsv, val.tsv and test.tsv.",
+    )
+    for made in (digits, scenes, dates):
+        made.add_argument("out", metavar="OUT", help="a new or empty folder")
+    for made, what, count in ((scenes, "scenes", 3000), (dates, "pairs", 10_000)):
+        made.add_argument(
+            "--count",
+            metavar="N",
+            type=int,
+            default=count,
+            help=f"{what} for training; val and test get a tenth as many each (default: %(default)s)",
+        )
+        made.add_argument(
+            "--seed", metavar="S", type=int, default=0, help="another seed makes another set (default: 0)"
+        )
+    scenes.add_argument(
+        "--size", metavar="PIXELS", type=int, default=64, help="height and width of the pictures (default: %(default)s)"
+    )
     return parser
 
 
@@ -63,4 +94,26 @@ def _make_digits(out: str) -> int:
         print(f"wrote 1797 pictures of 10 classes to {display_path(out)}")
     else:
         print(f"{display_path(out)} has all 1797 pictures already; nothing was changed")
+    return 0
+
+
+def _make_scenes(out: str, count: int, seed: int, size: int) -> int:
+    from vit.data.scenes import make_scenes
+    from vit.errors import display_path
+
+    if make_scenes(out, count=count, seed=seed, side=size, progress=_show_progress if sys.stderr.isatty() else None):
+        print(f"wrote {count} scenes for training, and a tenth as many for val and for test, to {display_path(out)}")
+    else:
+        print(f"{display_path(out)} has all these scenes already; nothing was changed")
+    return 0
+
+
+def _make_dates(out: str, count: int, seed: int) -> int:
+    from vit.data.dates import make_dates
+    from vit.errors import display_path
+
+    if make_dates(out, count=count, seed=seed):
+        print(f"wrote {count} dates for training, and a tenth as many for val and for test, to {display_path(out)}")
+    else:
+        print(f"{display_path(out)} has all these dates already; nothing was changed")
     return 0

@@ -56,4 +56,8 @@ class TokenEmbed(nn.Embedding):
 
     def unembed(self, x: Tensor) -> Tensor:
         """x [B, N, D] -> logits [B, N, V], tied to the embedding (Press and Wolf 2017)."""
+        if x.device.type == "cpu" and x.shape[:-1].numel() <= 64:
+            # so few rows, as in generation, MKL multiplies 1.3 to 2 times as fast the other way round
+            logits = self.weight @ x.flatten(0, -2).T
+            return logits.T.contiguous().unflatten(0, x.shape[:-1])
         return F.linear(x, self.weight)

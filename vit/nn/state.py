@@ -74,10 +74,18 @@ class KeyValues:
     v: Tensor | None = None
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Put k, v [B, H, N, K] behind what is kept; returns all of it."""
-        self.k = k if self.k is None else torch.cat([self.k, k], dim=2)
-        self.v = v if self.v is None else torch.cat([self.v, v], dim=2)
+        """Put k, v [B, H, N, K] behind what is kept; returns all of it.
+
+        Kept contiguous: as they come from the projection they hold its queries too, and are slower to read again.
+        """
+        self.k = k.contiguous() if self.k is None else torch.cat([self.k, k], dim=2)
+        self.v = v.contiguous() if self.v is None else torch.cat([self.v, v], dim=2)
         return self.k, self.v
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these of the B sequences, in this order; some perhaps several times. rows [any number]."""
+        if self.k is not None and self.v is not None:
+            self.k, self.v = self.k[rows], self.v[rows]
 
     @property
     def length(self) -> int:
