@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from vit.cli import attention, data, evaluate, export, models, predict, soup
+from vit.cli import attention, caption, data, embed, evaluate, export, generate, models, predict, soup
 from vit.cli.config import leaf_keys
 
 ROOT = Path(__file__).parent.parent.parent
@@ -32,25 +32,52 @@ train.epochs train.seed train.accelerator train.devices train.nodes train.strate
 train.accumulate train.checkpointing train.ema train.monitor train.patience train.validate_every
 tune.method tune.probe_first tune.freeze tune.unfreeze_after tune.lora_rank tune.lora_alpha tune.probe_rates
 tune.probe_epochs tune.neighbours
+text.tokenizer text.vocabulary text.length text.dim text.depth text.heads text.hidden text.positions text.rope
+text.dropout text.init text.freeze_encoder text.epoch_steps text.reward_epochs text.fusion_depth text.attends
+text.drop_side
 """
 
+GENERATION = (
+    "--beams --n-best --sample --temperature --top-k --top-p --min-p --length-penalty --early-stopping "
+    "--repetition-penalty --no-repeat-ngram --min-length --max-length --seed"
+)
 OPTIONS = {
     "evaluate": "MODEL DATA --out --split --weights --batch-size --workers "
-    "--accelerator --devices --strategy --precision",
+    "--accelerator --devices --strategy --beams --java --precision",
     "predict": "MODEL PATH --top --format --out --batch-size --weights --device",
     "data check": "DATA --json",
     "data make digits": "OUT",
+    "data make scenes": "OUT --count --seed --size",
+    "data make dates": "OUT --count --seed",
     "attention": "MODEL IMAGE --method --layer --head --query --fusion --discard --class --compare --explorer "
     "--score --limit --model-report --out --weights --device",
+    "caption": f"MODEL IMAGE --prompt {GENERATION} --out --attention --method --batch-size --weights --device",
+    "generate": f"MODEL --prompt {GENERATION} --weights --device",
+    "embed": "MODEL --nearest --analogy --top --weights",
     "models": "PATTERN",
     "export": "MODEL --format --out --weights",
     "soup": "MODEL --data --split --out --batch-size --workers --accelerator",
 }
 MAINS = {
-    module.__name__.rpartition(".")[2]: module for module in (attention, data, evaluate, export, models, predict, soup)
+    module.__name__.rpartition(".")[2]: module
+    for module in (attention, caption, data, embed, evaluate, export, generate, models, predict, soup)
 }
 
-COMMANDS = ["train", "evaluate", "predict", "data check", "data make digits", "models", "export", "soup", "attention"]
+COMMANDS = [
+    "train",
+    "evaluate",
+    "predict",
+    "data check",
+    "data make digits",
+    "data make scenes",
+    "models",
+    "export",
+    "soup",
+    "attention",
+    "caption",
+    "generate",
+    "embed",
+]
 
 
 def test_the_keys_of_a_configuration_are_these() -> None:
@@ -81,7 +108,7 @@ def test_the_options_of_a_command_are_these(command: str, monkeypatch: pytest.Mo
 def test_the_options_of_train_beside_the_keys_are_these(vit: Any) -> None:
     usage = vit("train", "--help").out.partition("Settings, with their defaults:")[0]
     found = sorted({word.strip("[],;.") for word in usage.split() if word.strip("[").startswith("--")})
-    assert found == ["--config", "--out", "--part.key", "--print-config", "--resume"]
+    assert found == ["--config", "--out", "--part.key", "--print-config", "--resume", "--task"]
 
 
 @pytest.mark.parametrize("words", [["--help"], ["-h"]])
