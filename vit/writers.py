@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vit.api import Picture, PictureReader, Prediction, best_device
+from vit.api import Classifier, Picture, PictureReader, Prediction, best_device
 from vit.data.config import Preprocessing
 from vit.data.tokenizer import Tokenizer
 from vit.errors import ConfigError, ModelFileError, display_path
@@ -21,7 +22,6 @@ from vit.models.generation_config import GenerationConfig
 from vit.models.text import LanguageModel
 from vit.models.text_architecture import EncoderDecoderArchitecture, TextArchitecture
 from vit.nn import padding_mask
-
 
 LONGEST = 64
 """new tokens of a caption, unless more are asked for: decoders that could read a page seldom need as many"""
@@ -279,6 +279,12 @@ class FusedModel(PictureReader):
                 done += size
         return predictions
 
+    def asking(self, text: str | None) -> Classifier:
+        """The model with one text for all pictures, or none, as a classifier of pictures."""
+        tokens = None if text is None else self._tokens([text])[0]
+        network: Any = _Asking(self.network, tokens)
+        return Classifier(network, self.classes, self.preprocessing, str(self.device))
+
     def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         encoded = [self.tokenizer.encode(text) or [self.tokenizer.end] for text in texts]
         most = self.network.architecture.text.length
@@ -288,6 +294,18 @@ class FusedModel(PictureReader):
         tokens = torch.tensor([ids + [0] * (longest - len(ids)) for ids in encoded], device=self.device)
         lengths = torch.tensor([len(ids) for ids in encoded], device=self.device)
         return tokens, padding_mask(lengths, longest)
+
+
+class _Asking(nn.Module):
+    """A fused classifier with its text tokens [1, N] given: images [B, C, H, W] -> class scores [B, classes]."""
+
+    def __init__(self, network: FusedClassifier, tokens: Tensor | None) -> None:
+        super().__init__()
+        self.network, self.tokens = network, tokens
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.network(images, None if self.tokens is None else self.tokens.expand(len(images), -1))
+        return scores
 
 
 def words_of(

@@ -44,7 +44,7 @@ GENERATION = (
 OPTIONS = {
     "evaluate": "MODEL DATA --out --split --weights --batch-size --workers "
     "--accelerator --devices --strategy --beams --java --precision",
-    "predict": "MODEL PATH --top --format --out --batch-size --weights --device",
+    "predict": "MODEL PATH --text --top --format --out --batch-size --weights --device",
     "data check": "DATA --json",
     "data make digits": "OUT",
     "data make scenes": "OUT --count --seed --size",

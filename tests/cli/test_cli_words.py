@@ -24,15 +24,15 @@ SMALL = [
     "--data.workers=0",
     "--optim.lr=0.003",
 ]
-EYES = ["--model.name=micro/8", "--model.image_size=32", "--model.depth=1", "--model.dim=32", "--model.heads=2"]
+EYES = ["--model.name=micro/8", "--model.image_size=48", "--model.depth=1", "--model.dim=32", "--model.heads=2"]
 EYES += ["--model.hidden=32", "--data.batch_size=8"]
 
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 scenes of 32 x 32 pixels to train on, some to validate and test on."""
+    """24 scenes of 48 x 48 pixels to train on, some to validate and test on."""
     folder = tmp_path_factory.mktemp("scenes") / "scenes"
-    make_scenes(folder, count=24, seed=0, side=32)
+    make_scenes(folder, count=24, seed=0, side=48)
     return folder
 
 
@@ -115,7 +115,7 @@ def test_every_word_gets_its_map_and_the_page_shows_them(
     (caption,) = model.caption(picture)
     for method in ("cross", "generic"):
         maps = model.word_maps(str(picture), caption, method=method)  # type: ignore[arg-type]
-        assert maps.shape == (len(caption.words), 4, 4)
+        assert maps.shape == (len(caption.words), 6, 6)
         assert maps.isfinite().all()
         assert maps.min() >= 0
 
@@ -164,6 +164,17 @@ def test_a_run_of_words_goes_on_as_if_it_had_never_stopped(
     assert all(torch.equal(one[name], other[name]) for name in other)
 
 
+def test_the_last_epochs_can_be_trained_by_reward(
+    scenes: Path, train: Callable[..., None], captioner: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    words = ["--train.epochs=3", "--text.reward_epochs=1", "--optim.lr=0.01", "--schedule.name=constant"]
+    train(scenes, "--task", "caption", *EYES, *SMALL, *words, "--out", run)
+    rows = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
+    losses = [float(row[rows[0].index("train/loss")]) for row in rows[1:]]
+    assert min(losses[:2]) > 1 > abs(losses[2])  # a gain over other captions, no longer a cross-entropy
+
+
 def test_data_that_changed_is_not_gone_on_with(refused: Callable[..., str], scenes: Path, captioner: Path) -> None:
     facts = json.loads((captioner / "data.json").read_text())
     before = (captioner / "data.json").read_text()
@@ -190,6 +201,10 @@ def test_questions_are_answered_with_either_side_missing(
         (answer,) = model.predict(images, text, top=2)
         assert len(answer.classes) == 2
         assert answer.classes[0] in model.classes
+    outcome = vit("predict", fused, picture, "--text", "what shape is it?", "--top", 1, "--device", "cpu")
+    assert (outcome.code, outcome.err) == (0, "")
+    (answer,) = model.predict(picture, "what shape is it?", top=1)
+    assert json.loads(outcome.out)["top"][0]["class"] == answer.classes[0]
     with pytest.raises(ConfigError, match="must be given"):
         model.predict(None, None)
     with pytest.raises(ConfigError, match="1 pictures and 2 texts"):
@@ -274,6 +289,7 @@ def test_a_model_of_another_kind_is_told_what_to_do(
     assert "not a captioner but a classifier of pictures" in refused("caption", trained_run, picture, code=1)
     assert "`vit caption` describes" in refused("predict", captioner, picture, code=1)
     assert "not a captioner but a language model" in refused("caption", language, picture, code=1)
+    assert "reads pictures alone" in refused("predict", trained_run, picture, "--text", "a", code=2)
     assert "`vit predict`" in refused("generate", trained_run, "--prompt", "a", code=1)
 
 

@@ -34,6 +34,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "paths", metavar="PATH", nargs="+", help="files, folders, globs; - reads a list of files from standard input"
     )
+    parser.add_argument("--text", help="what is asked about every picture, of models that read both")
     parser.add_argument("--top", type=int, default=5, help="classes a picture (default 5)")
     parser.add_argument("--format", choices=("jsonl", "csv"), help="default: csv where --out ends so, else jsonl")
     parser.add_argument("--out", help="file to write, or to replace, instead of standard output")
@@ -49,7 +50,16 @@ def main(argv: list[str]) -> int:
 
     model = load_model(options.model)
     try:
-        classifier = classifier_of(model, options.model, weights=options.weights, device=options.device)
+        if model.kind == "fused":
+            from vit.writers import FusedModel, words_of
+
+            fused = words_of(model, options.model, weights=options.weights, device=options.device)
+            assert isinstance(fused, FusedModel)
+            classifier = fused.asking(options.text)
+        elif options.text is not None:
+            raise ConfigError(f"--text: {display_path(options.model)} reads pictures alone")
+        else:
+            classifier = classifier_of(model, options.model, weights=options.weights, device=options.device)
     except (RuntimeError, AssertionError) as error:  # torch's, where there is no such device or no code for it
         if options.device is None:
             raise

@@ -103,7 +103,7 @@ def caption_scores(
 
     counts = np.array([_bleu_counts(*picture) for picture in zip(answer_counts, truth_counts, strict=True)])
     rouge = np.array([rouge_l(a, t) for a, t in zip(answers, truths, strict=True)])
-    cider = _cider_d(answer_counts, truth_counts)
+    cider = _scored(CiderD.of_ngrams(truth_counts), answer_counts)
     totals = counts.sum(axis=0)
     bleu = bleu_from_counts(totals)
     bleu4 = bleu_from_counts(counts)[:, 3]
@@ -226,30 +226,55 @@ def _common(a: Sequence[str], b: Sequence[str]) -> int:
     return len(b) - row.bit_count()
 
 
-def _cider_d(answers: list[list[Counter[Ngram]]], truths: list[list[list[Counter[Ngram]]]]) -> NDArray[np.float64]:
-    """CIDEr-D of every picture [N]."""
-    documents: Counter[Ngram] = Counter()
-    for picture in truths:
-        documents.update(set(chain.from_iterable(chain.from_iterable(picture))))
-    log_pictures = math.log(len(truths))
-    rarity = {ngram: log_pictures - math.log(count) for ngram, count in documents.items()}
+class CiderD:
+    """CIDEr-D of single captions by the references of a set of pictures (Vedantam et al. 2015): a metric, and a reward.
 
-    def weighed(caption: list[Counter[Ngram]]) -> list[dict[Ngram, float]]:
-        # an n-gram that no reference has counts as one that a single picture has
-        return [{ngram: count * rarity.get(ngram, log_pictures) for ngram, count in part.items()} for part in caption]
+    How rare an n-gram is goes by the references of all pictures.
+    """
 
-    scores = []
-    for answer, picture in zip(answers, truths, strict=True):
-        mine = weighed(answer)
+    def __init__(self, references: Sequence[Sequence[str]]) -> None:
+        self._set([[_ngrams(ptb_tokens(text)) for text in picture] for picture in references])
+
+    @classmethod
+    def of_ngrams(cls, truths: list[list[list[Counter[Ngram]]]]) -> "CiderD":
+        """Of references that were counted already."""
+        made = cls.__new__(cls)
+        made._set(truths)
+        return made
+
+    def _set(self, truths: list[list[list[Counter[Ngram]]]]) -> None:
+        documents: Counter[Ngram] = Counter()
+        for picture in truths:
+            documents.update(set(chain.from_iterable(chain.from_iterable(picture))))
+        self._rarest = math.log(len(truths))
+        self._rarity = {ngram: self._rarest - math.log(count) for ngram, count in documents.items()}
+        self._truths = truths
+
+    def score(self, caption: str, picture: int) -> float:
+        """A caption's score by the references of one of the pictures, by its place in the set."""
+        return self.of_counts(_ngrams(ptb_tokens(caption)), picture)
+
+    def of_counts(self, answer: list[Counter[Ngram]], picture: int) -> float:
+        """The same of a caption whose n-grams were counted."""
+        mine = self._weighed(answer)
         norms = [_norm(part) for part in mine]
         total = 0.0
-        for truth in picture:
+        for truth in self._truths[picture]:
             # lengths in pairs of words, so that captions of one word and of none are equally long
             difference = answer[1].total() - truth[1].total()
-            cosines = sum(map(_cosine, mine, norms, weighed(truth)))
+            cosines = sum(map(_cosine, mine, norms, self._weighed(truth)))
             total += cosines * math.exp(-(difference**2) / (2 * _SIGMA**2))
-        scores.append(10 * total / (len(_ORDERS) * len(picture)))
-    return np.array(scores)
+        return 10 * total / (len(_ORDERS) * len(self._truths[picture]))
+
+    def _weighed(self, caption: list[Counter[Ngram]]) -> list[dict[Ngram, float]]:
+        # an n-gram that no reference has counts as one that a single picture has
+        rarity, rarest = self._rarity, self._rarest
+        return [{ngram: count * rarity.get(ngram, rarest) for ngram, count in part.items()} for part in caption]
+
+
+def _scored(cider: CiderD, answers: list[list[Counter[Ngram]]]) -> NDArray[np.float64]:
+    """The score of every picture's caption [N]."""
+    return np.array([cider.of_counts(answer, place) for place, answer in enumerate(answers)])
 
 
 def _norm(weights: dict[Ngram, float]) -> float:

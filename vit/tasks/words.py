@@ -182,6 +182,7 @@ def _caption(words: Words, config: Config, tokenizer: Tokenizer, start: ModelFil
         kind="captioner",
         preprocessing=preprocessing,
         expected=_as_written(words.texts["val"], tokenizer),
+        references=words.texts["train"],
     )
     if first is not None:
         task.licence, task.origin = first.licence, f"encoder from {config.model.init}"

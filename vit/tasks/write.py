@@ -17,6 +17,7 @@ from vit.data.normalise import Normalise
 from vit.data.tokenizer import Tokenizer
 from vit.data.words import WordBatch
 from vit.errors import DataError
+from vit.evaluate.captions import CiderD
 from vit.models.beam import Generated
 from vit.models.encoder_decoder import EncoderDecoder
 from vit.models.file import ModelFile
@@ -80,12 +81,14 @@ class Written:
 class Write(Task):
     """Next-word prediction with a language model, alone or behind an encoder, by cross-entropy.
 
-    `expected` holds what the validation samples should be written as, by index. Each validation writes about some of
-    them freely, greedily, and counts how many texts are distinct, end properly, and are exactly right; of a captioner
-    it also measures how much higher the loss is with another picture: a captioner that says the same of every picture
-    gains nothing by its own.
+    `expected` holds what the validation samples should be written as, by index, `references` what the training samples
+    were captioned with. Each validation writes about some samples freely, greedily, and counts how many texts are
+    distinct, end properly, and are exactly right; of a captioner it also measures how much higher the loss is with
+    another picture: a captioner that says the same of every picture gains nothing by its own.
     """
 
+    DRAWN = 4
+    """captions that are drawn of each picture in training by reward"""
     FREE = 128
     """validation samples that are written about freely"""
     SHOWN = 4
@@ -99,12 +102,14 @@ class Write(Task):
         kind: str,
         preprocessing: Preprocessing | None = None,
         expected: Sequence[Sequence[str]] = (),
+        references: Sequence[Sequence[str]] = (),
     ) -> None:
         decoder = network.decoder if isinstance(network, EncoderDecoder) else network
         super().__init__(network, decoder.architecture.depth, config)
         self.kind, self.tokenizer, self.preprocessing = kind, tokenizer, preprocessing
         self.normalise = None if preprocessing is None else Normalise(preprocessing)
-        self.expected = expected
+        self.expected, self.references = expected, references
+        self.cider: CiderD | None = None
         self.licence: str | None = None
         self.origin = "trained by vit"
         self.samples: list[tuple[int, str, bool]] = []
@@ -128,8 +133,45 @@ class Write(Task):
         self.unreadable.update({("train", index): reason for index, reason in batch.failures})
         if not len(batch):
             return {"loss": sum((p.sum() for p in self.network.parameters()), torch.zeros((), device=self.device)) * 0}
+        if self.current_epoch >= self.config.train.epochs - self.config.text.reward_epochs:
+            return self._rewarded(batch)
         logits = self._logits(self.network, batch, self.context(self.network, batch))
         return {"loss": word_loss(logits, batch.tokens, batch.lengths, smoothing=self.config.loss.smoothing)}
+
+    def _rewarded(self, batch: WordBatch) -> Losses:
+        """Self-critical sequence training (Rennie et al. 2017), the reward being CIDEr-D by all captions of a picture.
+
+        Of each picture `DRAWN` captions are drawn, and each compared with the mean of the others (Luo 2020, "A better
+        variant of self-critical sequence training").
+        """
+        network = self.network
+        assert isinstance(network, EncoderDecoder)
+        context, _ = self.context(network, batch)
+        assert context is not None
+        length = network.decoder.architecture.length
+        config = GenerationConfig(max_length=length - 1, sample=True, n_best=self.DRAWN)
+        network.eval()
+        drawn = write_about(network, self.tokenizer, context.detach(), config=config)
+        network.train()
+        self.cider = self.cider or CiderD(self.references)
+        texts, rewards = [], []
+        for index, answers in zip(batch.indices.tolist(), drawn, strict=True):
+            for answer in answers:
+                ended = [self.tokenizer.end] if answer.finished else []
+                texts.append([self.tokenizer.start, *answer.tokens, *ended])
+                rewards.append(self.cider.score(self.tokenizer.decode(answer.tokens), index))
+        reward = torch.tensor(rewards, device=self.device).view(-1, self.DRAWN)
+        others = (reward.sum(dim=1, keepdim=True) - reward) / (self.DRAWN - 1)
+        tokens = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.int64)
+        for row, text in enumerate(texts):
+            tokens[row, : len(text)] = torch.tensor(text)
+        tokens = tokens.to(self.device)
+        lengths = torch.tensor([len(text) for text in texts], device=self.device)
+        logits = network.decoder(tokens[:, :-1], context)  # the captions of a picture share its context
+        there = torch.arange(1, tokens.shape[1], device=self.device) < lengths[:, None]
+        chosen = logits.float().log_softmax(dim=-1).gather(2, tokens[:, 1:, None])[..., 0]
+        gained = ((reward - others).view(-1, 1) * chosen * there).sum() / there.sum()
+        return {"loss": -gained, "reward": reward.mean()}
 
     def _logits(self, network: torch.nn.Module, batch: WordBatch, seen: Context, *, shift: int = 0) -> Tensor:
         """Logits [R, N - 1, V] of the batch's texts, each about its own picture, or the one `shift` places on."""
