@@ -51,6 +51,8 @@ bench: install
 	$(BIN)/python scripts/bench_startup.py
 	$(BIN)/python scripts/bench_train_cpu.py
 	$(BIN)/python scripts/bench_forward.py --load --compile
+	$(BIN)/python scripts/bench_attention.py --repeats 3 --batch 2
+	$(BIN)/python scripts/bench_caption.py --rounds 3
 
 clean:
 	rm -rf demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache
