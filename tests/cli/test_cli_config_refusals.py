@@ -12,7 +12,7 @@ from vit.cli.config import compose, leaf_keys
 from vit.errors import ConfigError
 
 PARTS = sorted({key.partition(".")[0] for key in leaf_keys() if "." in key})
-TEXT_KEYS = {"model.init", "optim.name", "train.strategy"}  # what they hold is a text, and stays one
+TEXT_KEYS = {"model.init", "optim.name", "text.init", "text.tokenizer", "train.strategy"}  # what they hold stays text
 
 
 @pytest.fixture

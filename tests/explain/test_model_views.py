@@ -307,7 +307,7 @@ def test_models_of_timm_are_measured(name: str) -> None:
 
 
 def test_uniform_attention_is_as_far_as_a_loop_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_views, "CHUNK", 5)
+    monkeypatch.setattr(model_views, "AT_ONCE", 5)
     places = patch_places((16, 24), (4, 8))
     assert places[4].tolist() == [4, 8]  # row 1, column 1
     total = sum(math.dist(a, b) for a in places.tolist() for b in places.tolist())

@@ -17,6 +17,8 @@ from vit.nn import Trace, grid_coordinates, rotation
 
 QUANTILES = (0.05, 0.5, 0.95, 1.0)
 """which quantiles of a picture's token norms are kept"""
+AT_ONCE = 1024
+"""patches compared with all others at a time"""
 HIGH_NORM = 3.0
 """a token this many times as long as the median one of its picture and layer counts as an artefact"""
 _NOTHING = 1e-10  # a component with less of the variance is rounding
@@ -255,7 +257,7 @@ def patch_places(image_size: Sequence[int], patch_size: tuple[int, int]) -> Tens
 
 def distance_of_uniform(places: Tensor) -> float:
     """The mean attention distance if every patch attended to all patches alike, for comparison; places [N, 2]."""
-    return float(torch.cat([torch.cdist(part, places).mean(dim=1) for part in places.split(1024)]).mean())
+    return float(torch.cat([torch.cdist(part, places).mean(dim=1) for part in places.split(AT_ONCE)]).mean())
 
 
 def feature_colours(features: Sequence[Tensor], components: Components) -> list[Tensor]:
