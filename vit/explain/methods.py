@@ -6,7 +6,7 @@ of attention, which is never held whole, nor kept for a gradient of its own. Let
 of one head, C queries of a chunk.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -15,8 +15,6 @@ from torch import Tensor
 from vit.nn.state import Record
 
 Fusion = Literal["mean", "max", "min"]
-Rows = Callable[[Tensor, Tensor], Tensor]
-"""attention [B, H, C, N] and its gradient [B, H, C, N] -> rows [B, C, N] that carry a map from queries to keys"""
 
 CHUNK = 2**22
 """weights of attention worked on at a time, 16 MiB of them"""
