@@ -156,7 +156,7 @@ def _drawn(
     import torch
 
     from vit.evaluate.plots import gallery
-    from vit.explain.explorer import Patches, caption_view
+    from vit.explain.explorer import caption_view, patches_of
     from vit.explain.pictures import Box, laid_over
     from vit.models.vision import VisionTransformer
     from vit.nn import Trace
@@ -179,11 +179,4 @@ def _drawn(
     with torch.no_grad():
         context = captioner.network.encode(images, trace=own)
         captioner.network.decoder(tokens[:, :-1], context, trace=trace)
-    return caption_view(path, _patches(Patches, seen, encoder), caption.words, trace, encoder=own.self_attention)
-
-
-def _patches(kind: Any, seen: "np.ndarray", encoder: Any) -> Any:
-    a = encoder.architecture
-    grid = (seen.shape[0] // a.patch_size[0], seen.shape[1] // a.patch_size[1])
-    names = ["class"] * a.class_token + ["distillation"] * a.distilled
-    return kind(seen, grid, (*names, *(f"register {number + 1}" for number in range(a.registers))))
+    return caption_view(path, patches_of(encoder, seen), caption.words, trace, encoder=own.self_attention)

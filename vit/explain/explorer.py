@@ -155,7 +155,7 @@ def picture_view(
     rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
     places = torch.stack([rows.flatten() * a.patch_size[0], columns.flatten() * a.patch_size[1]], dim=1)
     attentions = [attention("self-attention", trace.self_attention, "picture", places=places, unit="px", budget=budget)]
-    tokens: dict[str, Patches | Words] = {"picture": Patches(pixels, grid, _prefix(network))}
+    tokens: dict[str, Patches | Words] = {"picture": patches_of(network, pixels)}
     if trace.pool:
         tokens["pool"] = Words(("pooling query",))
         attentions.append(attention("attention pooling", trace.pool, "pool", "picture"))
@@ -412,10 +412,12 @@ def _answers(
     return tuple(answers)
 
 
-def _prefix(network: VisionTransformer) -> tuple[str, ...]:
+def patches_of(network: VisionTransformer, pixels: np.ndarray) -> Patches:
+    """The tokens of a picture uint8 [H, W, 3] as the network saw it."""
     a = network.architecture
+    grid = (pixels.shape[0] // a.patch_size[0], pixels.shape[1] // a.patch_size[1])
     registers = [f"register {number + 1}" for number in range(a.registers)]
-    return (*["class"] * a.class_token, *["distillation"] * a.distilled, *registers)
+    return Patches(pixels, grid, (*["class"] * a.class_token, *["distillation"] * a.distilled, *registers))
 
 
 def _first(record: Record) -> Record:
