@@ -1,4 +1,5 @@
-# The two commands: `make demo` trains, evaluates and predicts on real handwritten digits; `make test` runs the tests.
+# The two commands: `make demo` trains, evaluates and uses a classifier of real handwritten digits and a captioner of
+# generated scenes; `make test` runs the tests.
 # Both set everything up themselves: they need Python 3.11 or newer and make.
 
 PYTHON ?= python3
@@ -28,11 +29,19 @@ demo: install
 	$(BIN)/vit evaluate demo/run demo/digits
 	$(BIN)/vit predict demo/run demo/digits/val/0 demo/digits/val/7 --top 2 --out demo/predictions.jsonl
 	head -n 3 demo/predictions.jsonl
+	$(BIN)/vit data make scenes demo/scenes
+	rm -rf demo/captioner demo/words
+	$(BIN)/vit train demo/scenes --config configs/caption/scenes.yaml --out demo/captioner --train.epochs 8
+	$(BIN)/vit evaluate demo/captioner demo/scenes
+	$(BIN)/vit caption demo/captioner demo/scenes/images/test-00000[0-2].png --attention demo/words --out demo/captions.jsonl
 	@echo
 	@echo "pictures      demo/digits"
 	@echo "run           demo/run          (tensorboard --logdir demo/run)"
 	@echo "report        demo/run/evaluation/digits"
 	@echo "predictions   demo/predictions.jsonl"
+	@echo "scenes        demo/scenes"
+	@echo "captioner     demo/captioner    (its captions of unseen scenes: demo/captioner/evaluation/scenes)"
+	@echo "word maps     demo/words"
 
 test: install
 	$(BIN)/python -m pytest

@@ -23,8 +23,8 @@ augment.crop augment.crop_scale augment.crop_ratio augment.flip augment.vertical
 augment.policy augment.policy_ops augment.policy_magnitude augment.erase augment.mixup augment.cutmix
 augment.mix_probability augment.mix_switch augment.mix_off_epochs
 model.name model.image_size model.patch_size model.dim model.depth model.heads model.hidden model.class_token
-model.registers model.positions model.rope model.pool model.mlp model.activation model.norm model.qk_norm
-model.layer_scale model.dropout model.attention_dropout model.drop_path model.init
+model.registers model.positions model.rope model.pool model.mlp model.activation model.norm model.patch_norm
+model.qk_norm model.layer_scale model.dropout model.attention_dropout model.drop_path model.init
 optim.name optim.lr optim.weight_decay optim.betas optim.eps optim.layer_decay optim.clip
 schedule.name schedule.unit schedule.warmup schedule.final schedule.decay_fraction
 loss.name loss.smoothing loss.class_weights
@@ -33,8 +33,8 @@ train.accumulate train.checkpointing train.ema train.monitor train.patience trai
 tune.method tune.probe_first tune.freeze tune.unfreeze_after tune.lora_rank tune.lora_alpha tune.probe_rates
 tune.probe_epochs tune.neighbours
 text.tokenizer text.vocabulary text.length text.dim text.depth text.heads text.hidden text.positions text.rope
-text.dropout text.init text.freeze_encoder text.epoch_steps text.reward_epochs text.fusion_depth text.attends
-text.drop_side
+text.dropout text.init text.captions text.freeze_encoder text.epoch_steps text.reward_epochs text.fusion_depth
+text.attends text.drop_side
 """
 
 GENERATION = (

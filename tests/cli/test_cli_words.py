@@ -197,13 +197,13 @@ def test_questions_are_answered_with_either_side_missing(
     model = api.load(fused, device="cpu")
     assert isinstance(model, api.FusedModel)
     picture = sorted((scenes / "images").glob("test-*.png"))[0]
-    for images, text in ((picture, "what shape is it?"), (picture, None), (None, "what shape is it?")):
+    for images, text in ((picture, "what shape is the square?"), (picture, None), (None, "what shape is the square?")):
         (answer,) = model.predict(images, text, top=2)
         assert len(answer.classes) == 2
         assert answer.classes[0] in model.classes
-    outcome = vit("predict", fused, picture, "--text", "what shape is it?", "--top", 1, "--device", "cpu")
+    outcome = vit("predict", fused, picture, "--text", "what shape is the square?", "--top", 1, "--device", "cpu")
     assert (outcome.code, outcome.err) == (0, "")
-    (answer,) = model.predict(picture, "what shape is it?", top=1)
+    (answer,) = model.predict(picture, "what shape is the square?", top=1)
     assert json.loads(outcome.out)["top"][0]["class"] == answer.classes[0]
     with pytest.raises(ConfigError, match="must be given"):
         model.predict(None, None)
@@ -298,6 +298,15 @@ def test_a_prompt_longer_than_the_model_reads_is_refused(
 ) -> None:
     picture = sorted((scenes / "images").glob("test-*.png"))[0]
     assert "shorten it" in refused("caption", captioner, picture, "--prompt", "a " * 100, code=2)
+
+
+def test_what_the_vocabulary_lacks_is_named(vit: Callable[..., Any], language: Path) -> None:
+    outcome = vit("generate", language, "--prompt", "the 猫", "--max-length", 4, "--device", "cpu")
+    assert outcome.code == 0
+    assert outcome.err == "note     the model's vocabulary lacks 猫\n"
+    assert outcome.out.startswith("the 猫")
+    outcome = vit("generate", language, "--prompt", "the cat " * 9, "--device", "cpu", "--beams", 2)
+    assert (outcome.code, outcome.out) == (2, "")
 
 
 def test_unreadable_pictures_among_good_ones_are_named(

@@ -259,3 +259,14 @@ def test_gpt2_equals_transformers_id_for_id(tmp_path):
     assert len(texts) > 2000
     assert [ours.encode(text) for text in texts] == theirs(texts)["input_ids"]
     assert [ours.decode(ours.encode(text)) for text in texts] == texts
+
+
+def test_words_keep_an_emoji_whole_and_say_what_they_lack() -> None:
+    text = "a family 👩‍👩‍👧 waves 👋🏽 ❤️ قِطّة"
+    tokenizer = Tokenizer.train([text], "words", 100)
+    ids = tokenizer.encode(text)
+    assert len(ids) == 7
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.lacks("a cat 👋 waves, a cat") == ["cat", "👋", ","]
+    assert Tokenizer.train(["abc"], "characters", 100).lacks("cadcd") == ["d"]
+    assert Tokenizer.train(["abc"], "bpe", 300).lacks("日本") == []

@@ -49,6 +49,16 @@ def test_in_training_one_text_of_a_sample_is_drawn_by_seed_and_draw_alone() -> N
     assert all(np.array_equal(again[Draw(epoch, 0, 0)].texts[0], text) for epoch, (text,) in enumerate(drawn))
 
 
+def test_several_different_texts_of_a_sample_can_be_drawn_and_fewer_are_all_given() -> None:
+    texts = Texts([[1, word, 2] for word in (5, 6, 7, 8)])
+    data = WordDataset([[0, 1, 2], [3]], texts, training=True, drawn=2, seed=3)
+    pairs = {tuple(text[1] for text in data[Draw(epoch, 0, 0)].texts) for epoch in range(60)}
+    assert pairs == {(5, 6), (6, 5), (5, 7), (7, 5), (6, 7), (7, 6)}
+    assert [text.tolist() for text in data[Draw(0, 1, 0)].texts] == [[1, 8, 2]]
+    assert collate_words([data[Draw(0, 0, 0)], data[Draw(1, 0, 0)]]).even
+    assert not collate_words([data[Draw(0, 0, 0)], data[Draw(0, 1, 0)]]).even
+
+
 def test_a_picture_that_cannot_be_read_is_named_and_left_out(tmp_path: Path) -> None:
     Image.new("RGB", (9, 9), "red").save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")

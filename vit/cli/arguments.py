@@ -9,6 +9,7 @@ from vit.errors import display_path
 from vit.models.generation_config import GenerationConfig
 
 if TYPE_CHECKING:
+    from vit.data.tokenizer import Tokenizer
     from vit.models.file import ModelFile
 
 MODEL_HELP = "run folder, .safetensors or .ckpt of ours, timm:NAME[.TAG], hf:NAME, or a folder or .npz file of theirs"
@@ -47,6 +48,13 @@ def generation_of(options: argparse.Namespace, **ordinary: Any) -> GenerationCon
         ordinary = ordinary | {"beams": 1}
     ordinary = ordinary | {"max_length": max(ordinary.get("max_length", 20), asked.get("min_length", 0))}
     return GenerationConfig(**(ordinary | asked))
+
+
+def mention_unknown(tokenizer: "Tokenizer", text: str) -> None:
+    """Say on standard error which parts of a text the model cannot read."""
+    if lacking := tokenizer.lacks(text):
+        shown = ", ".join(map(display_path, lacking[:5])) + (f" and {len(lacking) - 5} more" if lacking[5:] else "")
+        print(f"note     the model's vocabulary lacks {shown}", file=sys.stderr)
 
 
 def announce(model: "ModelFile") -> None:

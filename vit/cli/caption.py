@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from vit.cli.arguments import MODEL_HELP, Parser, add_generation, announce, generation_of
+from vit.cli.arguments import MODEL_HELP, Parser, add_generation, announce, generation_of, mention_unknown
 from vit.errors import ConfigError, UnreadableImage, display_path
 from vit.files import whole_file, write_text
 from vit.models.generation_config import GenerationConfig
@@ -51,6 +51,7 @@ def main(argv: list[str]) -> int:
     captioner = words_of(model, options.model, weights=options.weights, device=options.device)
     assert isinstance(captioner, Captioner)
     config = generation_of(options, beams=BEAMS, max_length=captioner.room(options.prompt))
+    mention_unknown(captioner.tokenizer, options.prompt)
     paths = list(find_images(options.images))
     folder = None if options.attention is None else Path(options.attention)
     if folder is not None:

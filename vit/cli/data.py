@@ -42,8 +42,8 @@ def _parser() -> Parser:
         "scenes",
         help="coloured shapes with captions, questions and the truth about both",
         description="Write generated scenes of one to three coloured shapes, with captions (metadata.jsonl), questions "
-        "(questions.csv) and the truth (scenes.jsonl). Every test scene shows a pair of colour and shape that "
-        "the training pictures never show.",
+        "(questions.csv) and the truth (scenes.jsonl). Every test scene shows a combination of size, colour and "
+        "shape that the training pictures never show.",
     )
     dates = sets.add_parser(
         "dates",

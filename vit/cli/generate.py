@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 
-from vit.cli.arguments import MODEL_HELP, Parser, add_generation, announce, generation_of
+from vit.cli.arguments import MODEL_HELP, Parser, add_generation, announce, generation_of, mention_unknown
 from vit.errors import ConfigError
 
 
@@ -38,16 +38,17 @@ def main(argv: list[str]) -> int:
         options.temperature, options.sample = None, False
     config = generation_of(options, max_length=most, **windowed)
     for prompt in _prompts(options.prompt):
-        if model.kind == "language":
-            print(prompt, end="", flush=True)
+        mention_unknown(writer.tokenizer, prompt)
+        begun = prompt if model.kind == "language" else ""
         if config.beams == 1 and config.n_best == 1:
             for piece in writer.stream(prompt, config=config, seed=options.seed):
-                print(piece, end="", flush=True)
-            print(flush=True)
+                print(begun, piece, sep="", end="", flush=True)
+                begun = ""
+            print(begun, flush=True)
             continue
         (best,) = writer.generate(prompt, config=config, seed=options.seed)
         for text in (best, *best.alternatives):
-            print(text.text, flush=True)
+            print(begun + text.text, flush=True)
     return 0
 
 

@@ -12,7 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
-from vit.cli.arguments import MODEL_HELP, Parser, announce
+from vit.cli.arguments import MODEL_HELP, Parser, announce, mention_unknown
 from vit.errors import ConfigError, UnreadableImage, display_path
 from vit.files import whole_file
 
@@ -55,6 +55,7 @@ def main(argv: list[str]) -> int:
 
             fused = words_of(model, options.model, weights=options.weights, device=options.device)
             assert isinstance(fused, FusedModel)
+            mention_unknown(fused.tokenizer, options.text or "")
             classifier = fused.asking(options.text)
         elif options.text is not None:
             raise ConfigError(f"--text: {display_path(options.model)} reads pictures alone")

@@ -39,8 +39,8 @@ _NAMES = {
 # What an apostrophe joins to a word and print writes without a space; it is a word of its own, since "'s" is frequent.
 _JOINED = "['\u2019](?:s|t|re|ve|ll|m|d)\\b"
 
-# A word with its hyphens, such an ending, or any one other character.
-_WORD = rf"\w+(?:-\w+)*|{_JOINED}|[^\w\s]"
+# A word with its hyphens, such an ending, or any one other character, an emoji with all that is joined to it.
+_WORD = rf"\w+(?:-\w+)*|{_JOINED}|[^\w\s](?:[\x{{fe00}}-\x{{fe0f}}\x{{1f3fb}}-\x{{1f3ff}}]|\x{{200d}}[^\w\s])*"
 
 
 class Tokenizer:
@@ -149,6 +149,12 @@ class Tokenizer:
             unknown = self._characters[UNKNOWN]
             return [self._characters.get(character, unknown) for character in text]
         return self._library.encode_batch_fast([text], add_special_tokens=False)[0].ids
+
+    def lacks(self, text: str) -> list[str]:
+        """The words of a text, or its characters, that the vocabulary has nothing for, each once."""
+        split = self._library.pre_tokenizer
+        parts = [text] if split is None else [part for part, _ in split.pre_tokenize_str(text)]
+        return [part for part in dict.fromkeys(parts) if self.unknown in self.encode(part)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids. Padding, start and end leave nothing, what is unknown shows as such."""

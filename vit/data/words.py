@@ -4,6 +4,7 @@ All texts are token ids when a dataset is made, kept in one block of numbers. Le
 texts to write, N, M tokens.
 """
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -51,14 +52,16 @@ class WordItem:
 
 @dataclass(slots=True)
 class WordBatch:
-    """tokens int64 [R, N] to write, padding behind, and how many are none, `lengths` [R]; `owners` [R] tells which of
-    the B pictures or sources each is of. images uint8 [B, 3, H, W]; source int64 [B, M] with `source_lengths` [B];
-    labels, indices int64 [B]; failures: (index, reason) of the pictures left out.
+    """tokens int64 [R, N] to write, padding behind, and how many are none, `lengths` [R]; `owners` [R], rising, tells
+    which of the B pictures or sources each is of, `even` whether all of these have the same number of texts. images
+    uint8 [B, 3, H, W]; source int64 [B, M] with `source_lengths` [B]; labels, indices int64 [B]; failures: (index,
+    reason) of the pictures left out.
     """
 
     tokens: Tensor
     lengths: Tensor
     owners: Tensor
+    even: bool
     indices: Tensor
     images: Tensor | None = None
     source: Tensor | None = None
@@ -86,7 +89,7 @@ class WordBatch:
 class WordDataset(Dataset[WordItem]):
     """Pictures or sources with the texts to write about them, or with the class to answer.
 
-    `groups` holds each sample's places in `texts`. In training one of them is drawn, a function of (seed, draw); in
+    `groups` holds each sample's places in `texts`. In training `drawn` of them are, a function of (seed, draw); in
     evaluation all are given.
     """
 
@@ -99,13 +102,14 @@ class WordDataset(Dataset[WordItem]):
         sources: Texts | None = None,
         labels: Sequence[int] | None = None,
         training: bool,
+        drawn: int = 1,
         seed: int = 0,
     ) -> None:
         self.texts = texts
         self._groups = Texts(groups)
         self._images, self._sources = images, sources
         self._labels = None if labels is None else np.asarray(labels, dtype=np.int64)
-        self._training, self._seed = training, seed
+        self._training, self._drawn, self._seed = training, drawn, seed
 
     @property
     def decodes(self) -> bool:
@@ -128,11 +132,11 @@ class WordDataset(Dataset[WordItem]):
         return item
 
     def chosen(self, draw: Draw) -> list[int]:
-        """The places of the texts that a draw gives: one at random in training, else all."""
-        group = self._groups[draw.index]
-        if not self._training or len(group) < 2:
-            return [int(place) for place in group]
-        return [int(group[draw_seed(self._seed + 1, *draw) % len(group)])]
+        """The places of the texts that a draw gives: some at random in training, else all."""
+        group = self._groups[draw.index].tolist()
+        if not self._training or len(group) <= self._drawn:
+            return group
+        return random.Random(draw_seed(self._seed + 1, *draw)).sample(group, self._drawn)
 
     def length(self, draw: Draw) -> int:
         """Tokens that a draw brings to its batch."""
@@ -174,6 +178,7 @@ def collate_words(items: Sequence[WordItem]) -> WordBatch:
         tokens,
         lengths,
         torch.tensor(owners, dtype=torch.int64),
+        len({len(item.texts) for item in read}) < 2,
         torch.tensor([item.index for item in read], dtype=torch.int64),
         failures=[(item.index, item.failure) for item in items if item.failure is not None],
     )

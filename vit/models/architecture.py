@@ -184,6 +184,8 @@ class ModelConfig:
     mlp: MLPKind = "mlp"
     activation: Activation = "gelu"
     norm: Norm = "layer"
+    patch_norm: bool = False
+    """a norm of every embedded patch"""
     qk_norm: bool = False
     layer_scale: float | None = None
     """initial value of LayerScale; null leaves it out"""
@@ -228,6 +230,7 @@ class ModelConfig:
             norm=self.norm,
             mlp=self.mlp,
             activation=self.activation,
+            patch_norm=self.patch_norm,
             qk_norm=self.qk_norm,
             layer_scale=self.layer_scale,
             dropout=self.dropout,

@@ -231,7 +231,7 @@ class Samples(L.Callback):
             return
         with tqdm.external_write_mode(file=sys.stdout):
             for _, text, ended in task.samples:
-                log.info("           %s", display_path(text) + ("" if ended else " ..."))
+                log.info("           %s", display_path(text[:100]) + ("" if ended and not text[100:] else " ..."))
         if task.samples:
             lines = [f"{index}: {text}" for index, text, _ in task.samples]
             _writer(trainer).add_text("val/written", "  \n".join(lines), trainer.global_step)

@@ -185,6 +185,9 @@ class TextConfig:
     dropout: float = 0.1
     init: str | None = None
     """start the decoder, the language model or the text encoder from these weights: a run, or hf:NAME of a GPT-2"""
+    captions: int = 1
+    """caption: how many captions of a picture each of its steps learns from, drawn anew; more of them take little time,
+    as the picture is read once for all"""
     freeze_encoder: int = 0
     """epochs in which the picture encoder stands still, its first weights being model.init's; -1: all of them"""
     epoch_steps: int = 0
@@ -200,7 +203,8 @@ class TextConfig:
     missing later"""
 
     def __post_init__(self) -> None:
-        require(self.vocabulary >= 1, "text.vocabulary", self.vocabulary, "must be at least 1")
+        for name in ("vocabulary", "captions"):
+            require(getattr(self, name) >= 1, f"text.{name}", getattr(self, name), "must be at least 1")
         for name in ("length", "dim", "depth", "heads", "hidden"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"text.{name}", value, "must be at least 1")

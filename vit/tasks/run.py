@@ -46,7 +46,7 @@ log = logging.getLogger("vit")
 
 _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 _SHAPE = {"dim", "depth", "heads", "hidden", "class_token", "registers", "positions", "rope", "mlp"}
-_SHAPE |= {"activation", "norm", "qk_norm", "layer_scale"}
+_SHAPE |= {"activation", "norm", "patch_norm", "qk_norm", "layer_scale"}
 
 
 @dataclass

@@ -304,6 +304,7 @@ def _dataset(
         sources=sources,
         labels=labels,
         training=split == "train",
+        drawn=config.text.captions,
         seed=config.train.seed,
     )
 

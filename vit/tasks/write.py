@@ -178,7 +178,8 @@ class Write(Task):
         context, mask = seen
         decoder = network.decoder if isinstance(network, EncoderDecoder) else network
         if context is not None:
-            owners = (batch.owners + shift) % len(context)
+            owners = (torch.arange(len(context), device=self.device) if batch.even else batch.owners) + shift
+            owners = owners % len(context)
             context, mask = context[owners], None if mask is None else mask[owners]
         logits: Tensor = decoder(batch.tokens[:, :-1], context, context_mask=mask)
         return logits
