@@ -323,6 +323,19 @@ def test_unreadable_pictures_among_good_ones_are_named(
     assert "broken.png" in outcome.err
 
 
+def test_the_encoder_of_a_captioner_starts_an_answerer_of_questions(
+    scenes: Path, captioner: Path, train: Callable[..., None], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    words = ["--model.init", captioner, "--data.batch_size=8", "--train.epochs=1", "--optim.lr=1e-9"]
+    train(scenes / "questions.csv", "--task", "fuse", *SMALL, *words, "--out", run)
+    model, first = api.load(run, device="cpu"), api.load(captioner, device="cpu")
+    assert isinstance(model, api.FusedModel)
+    assert isinstance(first, api.Captioner)
+    mine, theirs = model.network.image.state_dict(), first.network.encoder.state_dict()
+    assert all(torch.allclose(mine[name], theirs[name], atol=1e-6) for name in mine)
+
+
 def test_an_encoder_of_a_classifier_starts_a_captioner(
     scenes: Path, trained_run: Path, train: Callable[..., None], tmp_path: Path
 ) -> None:

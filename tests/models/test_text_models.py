@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vit.errors import ConfigError, ModelFileError
 from vit.models.architecture import VisionArchitecture
-from vit.models.build import build_model, build_network
+from vit.models.build import build_model, build_network, image_encoder
 from vit.models.encoder_decoder import EncoderDecoder
 from vit.models.file import ModelFile, read_model, save_model
 from vit.models.fusion import FusedClassifier
@@ -188,3 +188,22 @@ def test_a_model_comes_back_from_its_file(kind: str, architecture: Any, network:
     first = next(iter(file.raw))
     with pytest.raises(ModelFileError, match="weights and architecture do not fit"):
         build_model(replace(file, raw={first: file.raw[first]}))
+
+
+def test_what_reads_the_pictures_of_a_model_of_words_is_a_classifier_without_classes() -> None:
+    text = replace(TEXT, context_dim=24)
+    captioner = EncoderDecoder(EncoderDecoderArchitecture(IMAGE, text))
+    fused = FusedClassifier(FusionArchitecture(IMAGE, TEXT, classes=3, depth=1))
+    for kind, network, encoder in (("captioner", captioner, captioner.encoder), ("fused", fused, fused.image)):
+        fields, state = asdict(network.architecture), network.state_dict()
+        model = ModelFile(kind, fields, ["a", "b", "c"], {}, raw=state, ema=state, tokenizer="{}")
+        alone = image_encoder(model)
+        assert (alone.kind, alone.classes, alone.tokenizer) == ("classifier", [], None)
+        built = build_network(alone).state_dict()
+        assert built.keys() == encoder.state_dict().keys()
+        assert all(torch.equal(built[name], tensor) for name, tensor in encoder.state_dict().items())
+        assert image_encoder(alone) is alone
+    language = LanguageModel(TEXT)
+    model = ModelFile("language", asdict(language.architecture), [], {}, raw=language.state_dict())
+    with pytest.raises(ModelFileError, match="not a classifier"):
+        image_encoder(model, "RUN")

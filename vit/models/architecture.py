@@ -195,7 +195,7 @@ class ModelConfig:
     """stochastic depth: rate of the last block"""
     init: str | None = None
     """start from these weights, which settle shape and preprocessing: a run folder or model file, timm:NAME, hf:NAME;
-    other class names get a new head"""
+    other class names get a new head, of a captioner or a fused classifier what reads its pictures is taken"""
 
     def __post_init__(self) -> None:
         if self.name != "auto":

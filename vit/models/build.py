@@ -1,6 +1,7 @@
 """From a model file to the network that it describes, and from its weights to a network of another run."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -8,7 +9,7 @@ import torch
 from vit.errors import ConfigError, ModelFileError, display_path
 from vit.models.architecture import Rope, VisionArchitecture
 from vit.models.encoder_decoder import EncoderDecoder
-from vit.models.file import ModelFile, Weights, first_line
+from vit.models.file import ModelFile, State, Weights, first_line
 from vit.models.fusion import FusedClassifier
 from vit.models.text import LanguageModel, TextEncoder
 from vit.models.text_architecture import EncoderDecoderArchitecture, FusionArchitecture, TextArchitecture
@@ -44,6 +45,26 @@ def require_kind(model: ModelFile, kinds: Sequence[str], source: object = "model
         wanted = " or ".join(USES[kind].partition(":")[0] for kind in kinds)
         there = USES.get(model.kind, f"of kind {model.kind!r}, which this version does not know")
         raise ModelFileError(f"{display_path(source)}: not {wanted} but {there}")
+
+
+def image_encoder(model: ModelFile, source: object = "model") -> ModelFile:
+    """What reads the pictures of a captioner or a fused classifier, as a classifier without classes; a classifier as it is.
+
+    Raises ModelFileError for a model that reads no pictures.
+    """
+    part = {"captioner": "encoder", "fused": "image"}.get(model.kind)
+    if part is None:
+        require_kind(model, ("classifier", "captioner", "fused"), source)
+        return model
+
+    def own(state: State) -> State:
+        return {name.removeprefix(f"{part}."): tensor for name, tensor in state.items() if name.startswith(f"{part}.")}
+
+    averaged = None if model.ema is None else own(model.ema)
+    architecture = model.architecture[part]
+    return replace(
+        model, kind="classifier", architecture=architecture, classes=[], raw=own(model.raw), ema=averaged, tokenizer=None
+    )
 
 
 def build_model(model: ModelFile, weights: Weights | None = None, *, source: object = "model") -> Network:

@@ -31,7 +31,7 @@ from vit.data.module import ImageFolderData
 from vit.errors import ConfigError, UnreadableImage, display_path
 from vit.files import write_text
 from vit.models.architecture import ModelConfig, VisionArchitecture, pick
-from vit.models.build import architecture_from, require_kind, start_from
+from vit.models.build import architecture_from, image_encoder, start_from
 from vit.models.file import ModelFile, read_model, save_model
 from vit.models.sources import load_model
 from vit.models.vision import VisionTransformer
@@ -93,8 +93,7 @@ def settle_encoder(
         preprocessing = _preprocessing(config, architecture)
         model = replace(config.model, name=name, image_size=architecture.image_size)
         return replace(config, model=model), architecture, preprocessing, None
-    start = load_model(config.model.init)
-    require_kind(start, ("classifier",), config.model.init)
+    start = image_encoder(load_model(config.model.init), config.model.init)
     architecture = _architecture_like(start, config.model, classes)
     # what the first weights know is pictures prepared in their way
     preprocessing = replace(Preprocessing.from_json(start.preprocessing), size=architecture.image_size)
