@@ -48,9 +48,9 @@ def require_kind(model: ModelFile, kinds: Sequence[str], source: object = "model
 
 
 def image_encoder(model: ModelFile, source: object = "model") -> ModelFile:
-    """What reads the pictures of a captioner or a fused classifier, as a classifier without classes; a classifier as it is.
+    """What reads the pictures of a captioner or a fused classifier, as a classifier without classes.
 
-    Raises ModelFileError for a model that reads no pictures.
+    A classifier comes back as it is. Raises ModelFileError for a model that reads no pictures.
     """
     part = {"captioner": "encoder", "fused": "image"}.get(model.kind)
     if part is None:
@@ -60,10 +60,14 @@ def image_encoder(model: ModelFile, source: object = "model") -> ModelFile:
     def own(state: State) -> State:
         return {name.removeprefix(f"{part}."): tensor for name, tensor in state.items() if name.startswith(f"{part}.")}
 
-    averaged = None if model.ema is None else own(model.ema)
-    architecture = model.architecture[part]
     return replace(
-        model, kind="classifier", architecture=architecture, classes=[], raw=own(model.raw), ema=averaged, tokenizer=None
+        model,
+        kind="classifier",
+        architecture=model.architecture[part],
+        classes=[],
+        raw=own(model.raw),
+        ema=None if model.ema is None else own(model.ema),
+        tokenizer=None,
     )
 
 

@@ -178,8 +178,9 @@ class Write(Task):
         context, mask = seen
         decoder = network.decoder if isinstance(network, EncoderDecoder) else network
         if context is not None:
-            owners = (torch.arange(len(context), device=self.device) if batch.even else batch.owners) + shift
-            owners = owners % len(context)
+            # where all pictures have as many texts, these share the keys and values of theirs; else each gets a copy
+            owners = torch.arange(len(context), device=self.device) if batch.even else batch.owners
+            owners = (owners + shift) % len(context)
             context, mask = context[owners], None if mask is None else mask[owners]
         logits: Tensor = decoder(batch.tokens[:, :-1], context, context_mask=mask)
         return logits
