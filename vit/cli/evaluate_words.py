@@ -164,7 +164,7 @@ def _answers(model: "FusedModel", data: str, split: str | None, batch_size: int,
     facts |= {"split": name, "count": len(lines), "unreadable": unreadable, "unknown_classes": listing.unknown}
     log.info("texts              %d of %s, split %s", len(lines), display_path(data), name)
     for what, outcomes in right.items():
-        facts[what.replace(" ", "_")] = _share(f"accuracy, {what}" if what != "both" else "accuracy", outcomes)
+        facts[what.replace(" ", "_")] = _share("accuracy" if what == "both" else what, outcomes)
     for label, count in listing.unknown.items():
         log.info("unknown answer     %s: %d texts, not counted", display_path(label), count)
     return lines
