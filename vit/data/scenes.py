@@ -92,7 +92,7 @@ _TEMPLATES = {
 }
 
 # Centres lie on a grid of this many steps a side, which patches of that size share: each then sees few aspects of a
-# shape, and a small transformer learns them from scratch in minutes. Anywhere, it takes five times as long.
+# shape, and a small transformer learns them from scratch in minutes. Anywhere, it takes several times as long.
 _STEPS = 8
 
 # Along each axis the centres of two objects lie at most this far apart, or at least that: no relation is a matter of
@@ -100,7 +100,7 @@ _STEPS = 8
 _LEVEL, _APART = 0.09, 0.16
 _HOLDS = (_LEVEL + _APART) / 2
 _GAP = 0.03  # between boxes, and to the border: more than a pixel
-_TRIES = 64  # places tried at a time; for three large stars about one in 250 will do
+_TRIES = 64  # places tried at a time; for three large stars about one in 2000 will do
 _FINER = 4  # outlines are drawn this much larger, for smooth edges
 
 

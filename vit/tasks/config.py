@@ -186,8 +186,8 @@ class TextConfig:
     init: str | None = None
     """start the decoder, the language model or the text encoder from these weights: a run, or hf:NAME of a GPT-2"""
     captions: int = 1
-    """caption: how many captions of a picture each of its steps learns from, drawn anew; more of them take little time,
-    as the picture is read once for all"""
+    """caption: how many captions of a picture each of its steps learns from, drawn anew; the
+    picture is read once for all of them"""
     freeze_encoder: int = 0
     """epochs in which the picture encoder stands still, its first weights being model.init's; -1: all of them"""
     epoch_steps: int = 0
