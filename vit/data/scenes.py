@@ -185,7 +185,7 @@ def make_example(seed: int, split: str, index: int, side: int = 64) -> Example:
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     names = _names(rng, split)
     outlines = _outlines(rng, names)
-    # A dark ground: on a grey one a shape is brighter than it in some channels and darker in others, by its colour, and is
+    # A dark ground: on a grey one a shape is brighter in some channels and darker in others, by its colour, and is
     # learnt colour by colour.
     shade, noise = rng.integers(5, 31), rng.choice([0, rng.uniform(2, 5)])
     words, puzzles = rng.spawn(2)
