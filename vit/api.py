@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from vit.data.config import Preprocessing
-from vit.data.decode import decode, upright_rgb
+from vit.data.decode import upright_rgb
 from vit.data.normalise import Normalise, as_tensor
 from vit.data.transforms import EvaluationTransform
 from vit.errors import ConfigError, display_path
@@ -55,6 +55,8 @@ class PictureReader:
 
     def prepare(self, image: Picture) -> Tensor:
         """One picture of any size and kind -> uint8 [3, H, W] of the model's size."""
+        if isinstance(image, str | Path):
+            return as_tensor(self.transform.read(image))
         return as_tensor(self.transform(_as_array(image)))
 
     def batches(self, images: Any, batch_size: int) -> Iterator[Tensor]:
@@ -219,10 +221,8 @@ def _is_one(images: Any) -> bool:
     )
 
 
-def _as_array(image: Picture) -> np.ndarray:
-    """Any picture -> uint8 [H, W, 3]."""
-    if isinstance(image, str | Path):
-        return decode(image)
+def _as_array(image: Image.Image | np.ndarray | Tensor) -> np.ndarray:
+    """A picture in memory -> uint8 [H, W, 3]."""
     if isinstance(image, Image.Image):
         return upright_rgb(image)
     array: np.ndarray = image.permute(1, 2, 0).cpu().numpy() if isinstance(image, Tensor) else image

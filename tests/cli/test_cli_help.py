@@ -33,8 +33,8 @@ train.accumulate train.checkpointing train.ema train.monitor train.patience trai
 tune.method tune.probe_first tune.freeze tune.unfreeze_after tune.lora_rank tune.lora_alpha tune.probe_rates
 tune.probe_epochs tune.neighbours
 text.tokenizer text.vocabulary text.length text.dim text.depth text.heads text.hidden text.positions text.rope
-text.dropout text.init text.captions text.freeze_encoder text.epoch_steps text.reward_epochs text.fusion_depth
-text.attends text.drop_side
+text.dropout text.word_dropout text.init text.per_picture text.freeze_encoder text.epoch_steps text.reward_epochs
+text.fusion_depth text.attends text.drop_side
 """
 
 GENERATION = (

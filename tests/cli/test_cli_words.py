@@ -286,7 +286,9 @@ def test_a_model_of_another_kind_is_told_what_to_do(
     refused: Callable[..., str], trained_run: Path, captioner: Path, language: Path, scenes: Path
 ) -> None:
     picture = sorted((scenes / "images").glob("test-*.png"))[0]
-    assert "not a captioner but a classifier of pictures" in refused("caption", trained_run, picture, code=1)
+    classifier = refused("caption", trained_run, picture, code=1)
+    assert "not a captioner but a classifier of pictures" in classifier
+    assert f"`vit train CAPTIONS --task caption --model.init {trained_run}` makes a captioner" in classifier
     assert "`vit caption` describes" in refused("predict", captioner, picture, code=1)
     assert "not a captioner but a language model" in refused("caption", language, picture, code=1)
     assert "reads pictures alone" in refused("predict", trained_run, picture, "--text", "a", code=2)

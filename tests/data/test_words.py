@@ -59,14 +59,26 @@ def test_several_different_texts_of_a_sample_can_be_drawn_and_fewer_are_all_give
     assert not collate_words([data[Draw(0, 0, 0)], data[Draw(0, 1, 0)]]).even
 
 
+def test_each_text_that_is_drawn_brings_its_place_and_its_label() -> None:
+    texts = Texts([[1, word, 2] for word in (5, 6, 7, 8)])
+    data = WordDataset([[0, 1, 2], [3]], texts, labels=[50, 60, 70, 80], training=True, drawn=2, seed=3)
+    for epoch in range(10):
+        batch = collate_words([data[Draw(epoch, 0, 0)], data[Draw(epoch, 1, 0)]])
+        assert batch.labels is not None
+        assert (batch.tokens[:, 1] * 10).tolist() == batch.labels.tolist()
+        assert (batch.places + 5).tolist() == batch.tokens[:, 1].tolist()
+        assert batch.owners.tolist() == [0, 0, 1]
+
+
 def test_a_picture_that_cannot_be_read_is_named_and_left_out(tmp_path: Path) -> None:
     Image.new("RGB", (9, 9), "red").save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
     samples = [Sample(str(tmp_path / name), 0) for name in ("bad.png", "good.png")]
     images = ImageDataset(samples, EvaluationTransform(Preprocessing((8, 8))))
-    data = WordDataset([[0], [1]], Texts([[1, 2], [1, 5, 2]]), images=images, labels=[4, 7], training=True)
+    data = WordDataset([[0], [1]], Texts([[1, 2], [1, 5, 2]]), images=images, labels=[4, 7], training=False)
     batch = collate_words([data[Draw(0, 0, 0)], data[Draw(0, 1, 0)]])
     assert batch.tokens.tolist() == [[1, 5, 2]]
+    assert batch.places.tolist() == [1]
     assert batch.images is not None
     assert batch.images.shape == (1, 3, 8, 8)
     assert batch.labels is not None

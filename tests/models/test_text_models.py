@@ -139,6 +139,16 @@ def test_either_side_of_a_fused_classifier_may_be_missing(attends: Side) -> None
 
 
 @pytest.mark.parametrize("attends", ["image", "text"])
+def test_several_texts_about_one_picture_answer_as_if_each_had_its_own_copy(attends: Side) -> None:
+    model = lively(FusedClassifier(FusionArchitecture(IMAGE, TEXT, classes=4, attends=attends)))
+    images, tokens, owners = torch.randn(2, 3, 16, 24).double(), words(5, 6), torch.tensor([0, 0, 1, 1, 1])
+    for read in (tokens, None):
+        shared, copied = model(images, read, owners=owners), model(images[owners], read)
+        torch.testing.assert_close(shared, copied, rtol=0, atol=1e-12)
+    torch.testing.assert_close(model(None, tokens, owners=owners), model(None, tokens), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("attends", ["image", "text"])
 def test_every_parameter_learns(attends: Side) -> None:
     architecture = EncoderDecoderArchitecture(IMAGE, replace(TEXT, context_dim=24))
     models: list[tuple[nn.Module, Tensor]] = []

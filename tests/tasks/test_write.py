@@ -9,9 +9,10 @@ from vit.data.tokenizer import Tokenizer
 from vit.data.words import WordBatch
 from vit.models.architecture import VisionArchitecture
 from vit.models.encoder_decoder import EncoderDecoder
+from vit.models.text import LanguageModel
 from vit.models.text_architecture import EncoderDecoderArchitecture, TextArchitecture
-from vit.tasks.config import Config
-from vit.tasks.write import Write
+from vit.tasks.config import Config, TextConfig
+from vit.tasks.write import Write, word_loss
 
 
 def test_captions_that_share_a_pictures_tokens_have_the_loss_of_captions_with_copies() -> None:
@@ -24,7 +25,8 @@ def test_captions_that_share_a_pictures_tokens_have_the_loss_of_captions_with_co
     task = Write(network, tokenizer, config, kind="captioner", preprocessing=Preprocessing((16, 16)))
     tokens, lengths = torch.randint(1, 12, (6, 5)), torch.tensor([5, 3, 4, 2, 5, 5])
     images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
-    shared = WordBatch(tokens, lengths, torch.tensor([0, 0, 1, 1, 2, 2]), True, torch.arange(3), images=images)
+    owners = torch.tensor([0, 0, 1, 1, 2, 2])
+    shared = WordBatch(tokens, lengths, owners, torch.arange(6), True, torch.arange(3), images=images)
     copied = replace(shared, even=False)
     torch.testing.assert_close(task.losses(shared)["loss"], task.losses(copied)["loss"], rtol=0, atol=1e-6)
     context = task.context(network, shared)
@@ -33,3 +35,24 @@ def test_captions_that_share_a_pictures_tokens_have_the_loss_of_captions_with_co
         torch.testing.assert_close(ones, others, rtol=0, atol=1e-5)
     alone = [network(task.normalise(images[[i // 2]]), tokens[[i], :-1]) for i in range(6)]  # type: ignore[misc]
     torch.testing.assert_close(task._logits(network, shared, context), torch.cat(alone), rtol=0, atol=1e-5)
+
+
+def test_hidden_words_are_read_as_ends_and_still_have_to_be_written() -> None:
+    torch.manual_seed(0)
+    architecture = TextArchitecture(vocabulary=12, length=64, dim=32, depth=1, heads=2, hidden=32)
+    tokenizer = Tokenizer.train(["a red square"], "words", 12)
+    config = Config(task="language", text=TextConfig(word_dropout=0.4))
+    task = Write(LanguageModel(architecture), tokenizer, config, kind="language")
+    tokens = torch.randint(3, 12, (50, 41))
+    batch = WordBatch(tokens, torch.full((50,), 41), torch.arange(50), torch.arange(50), True, torch.arange(50))
+    read = task._hidden(batch).tokens
+    changed = read != tokens
+    assert not changed[:, 0].any()
+    assert 0.37 < changed[:, 1:].float().mean() < 0.43
+    assert (read[changed] == tokenizer.end).all()
+    torch.manual_seed(1)
+    loss = task.losses(batch)["loss"]
+    torch.manual_seed(1)
+    logits = task.network(task._hidden(batch).tokens[:, :-1])
+    expected = word_loss(logits, tokens, batch.lengths, smoothing=config.loss.smoothing)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=0)

@@ -124,9 +124,11 @@ def draw(
             entries.append({"path": path, "error": error.reason})
             bar.write(f"vit: {display_path(path)}: {error.reason}", file=sys.stderr)
             continue
-        entries.append({"path": path, **_draw_one(classifier, picture, request, folder / _stem(path, number, paths))})
+        entries.append(
+            {"path": path, **_draw_one(classifier, path, picture, request, folder / _stem(path, number, paths))}
+        )
         if len(views) < explorer:
-            views.append(_view(classifier, path, picture, pictures=min(explorer, len(paths))))
+            views.append(_view(classifier, path, pictures=min(explorer, len(paths))))
     if failed == len(paths):
         raise DataError(f"none of the {failed} pictures could be read")
     write_text(folder / "maps.json", json.dumps(entries, indent=1) + "\n")
@@ -139,7 +141,9 @@ def draw(
     return 1 if failed else 0
 
 
-def _draw_one(classifier: "Classifier", picture: "np.ndarray", request: Request, stem: Path) -> dict[str, Any]:
+def _draw_one(
+    classifier: "Classifier", path: str, picture: "np.ndarray", request: Request, stem: Path
+) -> dict[str, Any]:
     """The maps of one picture: an overlay and the numbers a method, and raw attention of all heads of all layers."""
     import numpy as np
     import torch
@@ -148,7 +152,7 @@ def _draw_one(classifier: "Classifier", picture: "np.ndarray", request: Request,
     from vit.explain.pictures import Box, contact_sheet, overlay
 
     network = classifier.network
-    images = classifier.normalise(classifier.prepare(picture)[None].to(classifier.device))
+    images = classifier.normalise(classifier.prepare(path)[None].to(classifier.device))
     times = max(1, _LARGE_ENOUGH // min(picture.shape[:2]))
     box = Box(*(times * side for side in classifier.transform.seen(*picture.shape[:2])))
     shown_picture = picture.repeat(times, axis=0).repeat(times, axis=1)
@@ -190,11 +194,11 @@ def _draw_one(classifier: "Classifier", picture: "np.ndarray", request: Request,
     return written
 
 
-def _view(classifier: "Classifier", path: str, picture: "np.ndarray", pictures: int) -> "View":
+def _view(classifier: "Classifier", path: str, pictures: int) -> "View":
     """One picture of the explorer's page, which holds so many `pictures`."""
     from vit.explain.explorer import BUDGET, picture_view
 
-    pixels = classifier.prepare(picture)
+    pixels = classifier.prepare(path)
     return picture_view(
         path,
         pixels.permute(1, 2, 0).numpy(),

@@ -102,7 +102,7 @@ def _pass(classifier: "Classifier", paths: list[str]) -> Passed:
     passed, scatter = Passed(), Scatter(network.architecture.dim)
     numbers: dict[str, list[Tensor]] = {}
     for batch in _batches(paths, max(1, _TOKENS // (grid[0] * grid[1])), passed):
-        prepared = torch.stack([classifier.prepare(picture) for _, picture in batch])
+        prepared = torch.stack([classifier.prepare(path) for path, _ in batch])
         measures = measured(network, classifier.normalise(prepared.to(classifier.device)))
         for name, values in vars(measures).items():
             if name != "features":

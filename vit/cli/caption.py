@@ -13,7 +13,7 @@ from vit.files import whole_file, write_text
 from vit.models.generation_config import GenerationConfig
 
 if TYPE_CHECKING:
-    import numpy as np
+    from torch import Tensor
 
     from vit.explain.explorer import View
     from vit.writers import Caption, Captioner
@@ -117,16 +117,14 @@ def _caption(
 
 def _captions(
     captioner: "Captioner", paths: list[str], config: GenerationConfig, options: Any
-) -> Iterator[tuple[str, "np.ndarray | None", "Caption | None", str]]:
-    """Path, picture and caption of each, or path and the reason why not, in order."""
-    from vit.data.decode import decode
-
+) -> Iterator[tuple[str, "Tensor | None", "Caption | None", str]]:
+    """Path, picture as the model sees it, and caption of each, or path and the reason why not, in order."""
     for start in range(0, len(paths), options.batch_size):
         part = paths[start : start + options.batch_size]
         pictures, reasons = {}, {}
         for path in part:
             try:
-                pictures[path] = decode(path)
+                pictures[path] = captioner.prepare(path)
             except UnreadableImage as error:
                 reasons[path] = error.reason
         captions = captioner.caption(
@@ -151,7 +149,7 @@ def _described(caption: "Caption") -> dict[str, Any]:
 
 
 def _drawn(
-    captioner: "Captioner", path: str, picture: "np.ndarray", caption: "Caption", method: Any, target: Path
+    captioner: "Captioner", path: str, picture: "Tensor", caption: "Caption", method: Any, target: Path
 ) -> "View":
     """Write the picture beside its words' maps; -> the same for the page."""
     import torch
@@ -162,9 +160,8 @@ def _drawn(
     from vit.models.vision import VisionTransformer
     from vit.nn import Trace
 
-    prepared = captioner.prepare(picture)
-    seen = prepared.permute(1, 2, 0).cpu().numpy()
-    maps = captioner.word_maps(prepared, caption, method=method).numpy()
+    seen = picture.permute(1, 2, 0).numpy()
+    maps = captioner.word_maps(picture, caption, method=method).numpy()
     times = max(1, 160 // min(seen.shape[:2]))
     large = seen.repeat(times, axis=0).repeat(times, axis=1)
     box = Box(0, 0, *large.shape[:2])
@@ -175,7 +172,7 @@ def _drawn(
     encoder = captioner.network.encoder
     assert isinstance(encoder, VisionTransformer)
     trace, own = Trace(keep_tokens=False), Trace(keep_tokens=False)
-    (images,) = captioner.batches([prepared], 1)
+    (images,) = captioner.batches([picture], 1)
     tokens = torch.tensor([[captioner.tokenizer.start, *caption.tokens]], device=captioner.device)
     with torch.no_grad():
         context = captioner.network.encode(images, trace=own)

@@ -61,7 +61,6 @@ def _captions(
     captioner: "Captioner", data: str, split: str | None, batch_size: int, beams: int, java: bool, facts: Facts
 ) -> list[Facts]:
     from vit.data.captions import list_evaluation_captions
-    from vit.data.decode import decode
     from vit.evaluate.captions import caption_scores
     from vit.evaluate.java_metrics import java_scores
 
@@ -76,7 +75,7 @@ def _captions(
         pictures, read = [], []
         for entry in entries[start : start + batch_size]:
             try:
-                pictures.append(captioner.prepare(decode(entry.path)))
+                pictures.append(captioner.prepare(entry.path))
                 read.append(entry)
             except UnreadableImage as error:
                 unreadable.append({"path": entry.path, "reason": error.reason})
@@ -128,7 +127,6 @@ _METRICS = {
 
 
 def _answers(model: "FusedModel", data: str, split: str | None, batch_size: int, facts: Facts) -> list[Facts]:
-    from vit.data.decode import decode
     from vit.data.questions import list_evaluation_questions
 
     listing = list_evaluation_questions(data, model.classes, split=split)
@@ -142,7 +140,7 @@ def _answers(model: "FusedModel", data: str, split: str | None, batch_size: int,
             if entry.path is None:
                 continue
             try:
-                pictures.append(model.prepare(decode(entry.path)))
+                pictures.append(model.prepare(entry.path))
                 asked.append(entry)
             except UnreadableImage as error:
                 unreadable.append({"path": entry.path, "reason": error.reason})

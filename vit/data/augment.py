@@ -14,7 +14,9 @@ import cv2
 import numpy as np
 
 from vit.data.config import AugmentConfig, Preprocessing
+from vit.data.decode import decode
 from vit.data.transforms import EvaluationTransform
+from vit.data.views import View, cut_out, enough, random_part, turned
 
 
 def _import_albumentations() -> Any:
@@ -49,63 +51,77 @@ class TrainingTransform:
 
     def __init__(self, augment: AugmentConfig, preprocessing: Preprocessing) -> None:
         self.size = preprocessing.size
-        augment = augment.settled()
+        self._augment = augment = augment.settled()
         self._fit = None if augment.crop == "random-resized" else EvaluationTransform(preprocessing)
-        # albumentations' fallback crop of a picture thinner than this would be empty
-        self._thinnest = (math.ceil(1 / augment.crop_ratio[1]), math.ceil(augment.crop_ratio[0]))
+        height, width = self.size
+        self._margin = (height // 8, width // 8) if augment.crop == "pad" else (0, 0)
+        self._interpolation = _INTERPOLATIONS[preprocessing.interpolation]
         fill = tuple(round(255 * value) for value in preprocessing.mean)
-        steps = [
-            *_crop_steps(augment, preprocessing),
-            *_flip_steps(augment),
-            *_policy_steps(augment, fill),
-            *_jitter_steps(augment),
-            *_erase_steps(augment),
-        ]
+        steps = [*_policy_steps(augment, fill), *_jitter_steps(augment), *_erase_steps(augment)]
         self._steps = A.Compose(steps, is_check_shapes=False) if steps else None
 
-    def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
-        """Vary `image` uint8 [H, W, 3] -> uint8 [h, w, 3]; the same seed gives the same pixels in every process."""
-        image = self._thicken(image) if self._fit is None else self._fit(image)
+    def read(self, source: str | os.PathLike[str] | bytes, seed: int, max_pixels: int = 100_000_000) -> np.ndarray:
+        """Decode as much of a picture as this draw needs, and vary it -> uint8 [h, w, 3].
+
+        Raises UnreadableImage as `decode` does.
+        """
+        full: tuple[int, int] | None = None
+
+        def least(height: int, width: int) -> tuple[int, int]:
+            nonlocal full
+            full = height, width
+            return self.least(height, width, seed)
+
+        image = decode(source, max_pixels, least=least)
+        return self(image, seed, full)
+
+    def least(self, height: int, width: int, seed: int) -> tuple[int, int]:
+        """Height and width at which a picture [H, W] may be decoded for this draw, at the least."""
+        if self._fit is not None:
+            return self._fit.least(height, width)
+        view, _ = self.view(height, width, seed)
+        return enough((height, width), (view.height, view.width), self.size)
+
+    def view(self, height: int, width: int, seed: int) -> tuple[View, int]:
+        """What a draw shows of a picture [H, W], and the seed of all that is random about its colours.
+
+        Of a padded crop it is the place in the padded picture, which has the model's size and margins.
+        """
+        rng = random.Random(seed)
+        if self._fit is None:
+            part = random_part(height, width, self._augment.crop_scale, self._augment.crop_ratio, rng)
+        else:
+            top, left = (rng.randint(0, 2 * margin) for margin in self._margin)
+            part = (top, left, *self.size)
+        mirrored, upside_down = (rng.random() < (p or 0) for p in (self._augment.flip, self._augment.vertical_flip))
+        return View(*part, mirrored, upside_down), rng.getrandbits(32)
+
+    def __call__(self, image: np.ndarray, seed: int, full: tuple[int, int] | None = None) -> np.ndarray:
+        """Vary `image` uint8 [H, W, 3] -> uint8 [h, w, 3]; the same seed gives the same pixels in every process.
+
+        It may be a smaller copy of a `full` picture, whose height and width decide.
+        """
+        full = full or (image.shape[0], image.shape[1])
+        view, seed = self.view(*full, seed)
+        if self._fit is None:
+            image = cut_out(image, view, full, self.size, self._interpolation)
+        else:
+            image = self._shifted(self._fit(image, full), view)
+        image = turned(image, view)
         if self._steps is None:
             return image
         # One pair of generators for all steps. `set_random_seed` would give every step its own pair with the same seed:
-        # the steps' draws would be one another's copies (a picture is flipped both ways or not at all).
+        # the steps' draws would be one another's copies.
         self._steps.set_random_state(np.random.default_rng(seed), random.Random(seed))
         return self._steps(image=image)["image"]
 
-    def _thicken(self, image: np.ndarray) -> np.ndarray:
-        """Repeat the rows or columns of a picture that is thinner than the flattest or narrowest part allowed."""
-        for axis, thinnest in enumerate(self._thinnest):
-            if image.shape[axis] < thinnest:
-                image = image.repeat(thinnest, axis)
-        return image
-
-
-def _crop_steps(augment: AugmentConfig, preprocessing: Preprocessing) -> list[Any]:
-    height, width = preprocessing.size
-    if augment.crop == "random-resized":
-        return [
-            A.RandomResizedCrop(
-                size=(height, width),
-                scale=augment.crop_scale,
-                ratio=augment.crop_ratio,
-                interpolation=_INTERPOLATIONS[preprocessing.interpolation],
-                area_for_downscale="image",
-            )
-        ]
-    if augment.crop == "pad" and max(height, width) >= 8:
-        padding = (width // 8, height // 8)  # left and right, top and bottom
-        return [A.Pad(padding, border_mode=cv2.BORDER_REFLECT_101), A.RandomCrop(height, width)]
-    return []
-
-
-def _flip_steps(augment: AugmentConfig) -> list[Any]:
-    steps = []
-    if augment.flip:
-        steps.append(A.HorizontalFlip(p=augment.flip))
-    if augment.vertical_flip > 0:
-        steps.append(A.VerticalFlip(p=augment.vertical_flip))
-    return steps
+    def _shifted(self, image: np.ndarray, view: View) -> np.ndarray:
+        """The view of a fitted picture whose margins mirror it."""
+        rows, columns = self._margin
+        if (view.top, view.left) == (rows, columns):
+            return image
+        image = cv2.copyMakeBorder(image, rows, rows, columns, columns, cv2.BORDER_REFLECT_101)
+        return image[view.top : view.top + view.height, view.left : view.left + view.width]
 
 
 def _jitter_steps(augment: AugmentConfig) -> list[Any]:

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vit.data.config import Preprocessing
-from vit.data.decode import decode
 from vit.data.folders import Sample
 from vit.data.normalise import as_tensor
 from vit.data.sampling import Draw, ExactSampler, draw_seed
@@ -99,15 +98,14 @@ class ImageDataset(Dataset[Loaded | Failed]):
     def __getitem__(self, draw: Draw) -> Loaded | Failed:
         path = os.fsdecode(self._paths[self._ends[draw.index] : self._ends[draw.index + 1]])
         try:
-            image = decode(path, self._max_pixels)
+            if isinstance(self._transform, EvaluationTransform):
+                image = self._transform.read(path, self._max_pixels)
+            else:
+                image = self._transform.read(path, draw_seed(self._seed, *draw), self._max_pixels)
         except UnreadableImage as error:
             return Failed(draw.index, error.reason, self._transform.size)
         except OSError as error:
             return Failed(draw.index, error.strerror or str(error), self._transform.size)
-        if isinstance(self._transform, EvaluationTransform):
-            image = self._transform(image)
-        else:
-            image = self._transform(image, draw_seed(self._seed, *draw))
         return Loaded(as_tensor(image), int(self._labels[draw.index]), draw.index)
 
 

@@ -12,7 +12,7 @@ import struct
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import simplejpeg
@@ -70,20 +70,32 @@ _UPRIGHT: dict[object, Callable[[np.ndarray], np.ndarray]] = {
     8: lambda pixels: np.rot90(pixels, 1),
 }
 
+_ACROSS = (5, 6, 7, 8)
+"""the orientations that exchange height and width"""
+
 _PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
-def decode(source: str | os.PathLike[str] | bytes, max_pixels: int = 100_000_000) -> np.ndarray:
+Least: TypeAlias = Callable[[int, int], tuple[int, int]]
+"""height and width of a whole picture -> the least height and width at which it will do"""
+
+
+def decode(
+    source: str | os.PathLike[str] | bytes, max_pixels: int = 100_000_000, *, least: Least | None = None
+) -> np.ndarray:
     """Decode one picture, given as a path or as the bytes of a file, to uint8 [H, W, 3] in RGB, upright.
 
     16 bits a channel are scaled to 8, transparency is laid over white, the first frame of an animation is taken.
+    `least` is asked for JPEG alone: it is told the height and width of the upright picture, and what comes back may be
+    a smaller copy, in eighths, that is still as large as it answers: finer waves are left out, and most of the time.
     Raises `UnreadableImage` for what is no regular file, no picture of a known format, damaged, cut short, or of more
     than `max_pixels` pixels, which the header tells before anything is decoded. May be called from several threads.
     """
     name, data = ("picture in memory", source) if isinstance(source, bytes) else _read(source, max_pixels)
     with _reasons(name):
         image = _open(io.BytesIO(data), name, max_pixels)
-        pixels = _decode_jpeg(data) if image.format == "JPEG" and image.mode in ("RGB", "L") else None
+        jpeg = image.format == "JPEG" and image.mode in ("RGB", "L")
+        pixels = _decode_jpeg(data, _stored_least(image, least)) if jpeg else None
         return upright_rgb(image) if pixels is None else _upright(pixels, image)
 
 
@@ -112,7 +124,7 @@ def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         image = _open(stream, name, max_pixels=None)
         width, height = image.size
         # Pillow swaps the sides of a TIFF by itself when it reads the header.
-        turned = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)
+        turned = image.format != "TIFF" and _orientation(image) in _ACROSS
         return (width, height) if turned else (height, width)
 
 
@@ -192,14 +204,25 @@ def _open(stream: BinaryIO, name: str, max_pixels: int | None) -> Image.Image:
     raise UnreadableImage(name, "not a picture of a known format")
 
 
-def _decode_jpeg(data: bytes) -> np.ndarray | None:
-    """The pixels of a JPEG in RGB or grey; None when Pillow has to judge the file.
+def _stored_least(image: Image.Image, least: Least | None) -> tuple[int, int]:
+    """Height and width that are enough of a JPEG as it is stored, before it is turned upright."""
+    width, height = image.size
+    if least is None:
+        return height, width
+    return least(width, height)[::-1] if _orientation(image) in _ACROSS else least(height, width)
+
+
+def _decode_jpeg(data: bytes, least: tuple[int, int]) -> np.ndarray | None:
+    """The pixels of a JPEG in RGB or grey, of the `least` height and width or more; None when Pillow has to judge it.
 
     libjpeg only warns when the data ends early, and fills the rest with grey; that is refused here. Other complaints,
     as of a few stray bytes between two markers, do no harm to the picture: Pillow passes over them.
     """
     try:
-        return simplejpeg.decode_jpeg(data, "RGB", strict=True)
+        # at least 1: nothing is enlarged
+        return simplejpeg.decode_jpeg(
+            data, "RGB", min_height=max(1, least[0]), min_width=max(1, least[1]), min_factor=1, strict=True
+        )
     except ValueError as error:
         if "premature end" in str(error).lower():
             raise

@@ -4,14 +4,17 @@ Letters: H, W the picture's height and width; h, w the model's.
 """
 
 import math
+import os
 
 import numpy as np
 from PIL import Image
 
 from vit.data.config import Preprocessing
+from vit.data.decode import decode
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _EXTREME = 20  # long side / short side above which `crop` resizes no more than the part it keeps
+_AMPLE = 2  # a JPEG is decoded to this much more than the fitted size, or more: the filter sees to the rest
 _STEEP = 500  # shrinking by more than this goes by whole pixels first: the filter's weights alone would take gigabytes
 
 
@@ -25,6 +28,8 @@ class EvaluationTransform:
     Where the sides differ more than twentyfold, `crop` computes only the part it keeps, because the whole would not
     fit into memory (5000 x 1 at size 224 would be 1 280 000 x 256 first). There, single values may differ from
     timm's by rounding; and a letterboxed side is at least one pixel wide, where timm stops with an error.
+
+    `read` decodes a JPEG of more than twice the fitted size to a smaller copy first.
     """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
@@ -33,11 +38,33 @@ class EvaluationTransform:
         self._filter = _FILTERS[preprocessing.interpolation]
         self._scaled = tuple(math.floor(side / preprocessing.crop_fraction) for side in preprocessing.size)
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Fit `image` uint8 [H, W, 3] -> uint8 [h, w, 3]; a picture that fits already is returned as it is."""
-        height, width = image.shape[:2]
+    def read(self, source: str | os.PathLike[str] | bytes, max_pixels: int = 100_000_000) -> np.ndarray:
+        """Decode a picture and fit it -> uint8 [h, w, 3]. Raises UnreadableImage as `decode` does."""
+        full: tuple[int, int] | None = None
+
+        def least(height: int, width: int) -> tuple[int, int]:
+            nonlocal full
+            full = height, width
+            return self.least(height, width)
+
+        image = decode(source, max_pixels, least=least)
+        return self(image, full)
+
+    def least(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width at which a picture [H, W] may be decoded, at the least."""
+        if max(height, width) > _EXTREME * min(height, width):
+            return height, width
         fitted = self._fitted_size(height, width)
-        if fitted == (height, width) == self.size:
+        return min(height, _AMPLE * fitted[0]), min(width, _AMPLE * fitted[1])
+
+    def __call__(self, image: np.ndarray, full: tuple[int, int] | None = None) -> np.ndarray:
+        """Fit `image` uint8 [H, W, 3] -> uint8 [h, w, 3]; a picture that fits already is returned as it is.
+
+        It may be a smaller copy of a `full` picture, whose height and width decide.
+        """
+        height, width = full or image.shape[:2]
+        fitted = self._fitted_size(height, width)
+        if fitted == image.shape[:2] == self.size:
             return image
         if self.preprocessing.resize == "letterbox":
             return self._pad(self._resize(Image.fromarray(image), fitted))

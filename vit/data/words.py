@@ -39,28 +39,30 @@ class Texts:
 
 @dataclass(slots=True)
 class WordItem:
-    """What one draw gives: the picture or the text to read, the texts to write, the class to answer."""
+    """What one draw gives: the picture or the source to read, texts with their places, the class to answer to each."""
 
     index: int
     image: Tensor | None = None
     source: np.ndarray | None = None
     texts: list[np.ndarray] = field(default_factory=list)
-    label: int | None = None
+    places: list[int] = field(default_factory=list)
+    labels: list[int] | None = None
     failure: str | None = None
     """why the picture could not be read"""
 
 
 @dataclass(slots=True)
 class WordBatch:
-    """tokens int64 [R, N] to write, padding behind, and how many are none, `lengths` [R]; `owners` [R], rising, tells
-    which of the B pictures or sources each is of, `even` whether all of these have the same number of texts. images
-    uint8 [B, 3, H, W]; source int64 [B, M] with `source_lengths` [B]; labels, indices int64 [B]; failures: (index,
-    reason) of the pictures left out.
+    """tokens int64 [R, N], padding behind, and how many are none, `lengths` [R]; `owners` [R], rising, tells which of
+    the B pictures or sources each text is of, `places` [R] where it stands among all texts, `labels` [R] its class;
+    `even` whether all pictures have the same number of texts. images uint8 [B, 3, H, W]; source int64 [B, M] with
+    `source_lengths` [B]; indices int64 [B]; failures: (index, reason) of the pictures left out.
     """
 
     tokens: Tensor
     lengths: Tensor
     owners: Tensor
+    places: Tensor
     even: bool
     indices: Tensor
     images: Tensor | None = None
@@ -87,10 +89,10 @@ class WordBatch:
 
 
 class WordDataset(Dataset[WordItem]):
-    """Pictures or sources with the texts to write about them, or with the class to answer.
+    """Pictures or sources with texts about them, to be written or to be answered.
 
-    `groups` holds each sample's places in `texts`. In training `drawn` of them are, a function of (seed, draw); in
-    evaluation all are given.
+    `groups` holds each sample's places in `texts`, `labels` the class of each of those. In training `drawn` texts of a
+    sample are given, a function of (seed, draw); in evaluation all are.
     """
 
     def __init__(
@@ -120,7 +122,7 @@ class WordDataset(Dataset[WordItem]):
         return len(self._groups)
 
     def __getitem__(self, draw: Draw) -> WordItem:
-        item = WordItem(draw.index, label=None if self._labels is None else int(self._labels[draw.index]))
+        item = WordItem(draw.index)
         if self._images is not None:
             loaded = self._images[draw]
             if not isinstance(loaded, Loaded):
@@ -128,7 +130,9 @@ class WordDataset(Dataset[WordItem]):
             item.image = loaded.image
         if self._sources is not None:
             item.source = self._sources[draw.index]
-        item.texts = [self.texts[place] for place in self.chosen(draw)]
+        item.places = self.chosen(draw)
+        item.texts = [self.texts[place] for place in item.places]
+        item.labels = None if self._labels is None else self._labels[item.places].tolist()
         return item
 
     def chosen(self, draw: Draw) -> list[int]:
@@ -165,7 +169,7 @@ class WindowDataset(Dataset[WordItem]):
             start = draw_seed(self._seed, *draw) % (len(self._tokens) - self._length)
         else:
             start = draw.index * self._length
-        return WordItem(draw.index, texts=[self._tokens[start : start + self._length + 1]])
+        return WordItem(draw.index, texts=[self._tokens[start : start + self._length + 1]], places=[draw.index])
 
 
 def collate_words(items: Sequence[WordItem]) -> WordBatch:
@@ -178,6 +182,7 @@ def collate_words(items: Sequence[WordItem]) -> WordBatch:
         tokens,
         lengths,
         torch.tensor(owners, dtype=torch.int64),
+        torch.tensor([place for item in read for place in item.places], dtype=torch.int64),
         len({len(item.texts) for item in read}) < 2,
         torch.tensor([item.index for item in read], dtype=torch.int64),
         failures=[(item.index, item.failure) for item in items if item.failure is not None],
@@ -186,8 +191,8 @@ def collate_words(items: Sequence[WordItem]) -> WordBatch:
         batch.images = torch.stack([item.image for item in read if item.image is not None])
     if read and read[0].source is not None:
         batch.source, batch.source_lengths = _padded([item.source for item in read if item.source is not None])
-    if read and read[0].label is not None:
-        batch.labels = torch.tensor([item.label for item in read], dtype=torch.int64)
+    if read and read[0].labels is not None:
+        batch.labels = torch.tensor([label for item in read for label in item.labels or ()], dtype=torch.int64)
     return batch
 
 

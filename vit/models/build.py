@@ -44,6 +44,9 @@ def require_kind(model: ModelFile, kinds: Sequence[str], source: object = "model
     if model.kind not in kinds:
         wanted = " or ".join(USES[kind].partition(":")[0] for kind in kinds)
         there = USES.get(model.kind, f"of kind {model.kind!r}, which this version does not know")
+        if model.kind == "classifier" and "captioner" in kinds:
+            start = f"vit train CAPTIONS --task caption --model.init {display_path(source)}"
+            there += f"; `{start}` makes a captioner of it"
         raise ModelFileError(f"{display_path(source)}: not {wanted} but {there}")
 
 

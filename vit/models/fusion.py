@@ -1,6 +1,6 @@
 """A picture and a text answer together: one side's tokens attend to the other's, then one class is chosen.
 
-Letters: B batch, N tokens of the attending side, M of the other, D dim of the attending side.
+Letters: B pictures, R texts about them, N tokens of the attending side, M of the other, D dim of the attending side.
 """
 
 from dataclasses import replace
@@ -44,15 +44,19 @@ class FusedClassifier(nn.Module):
         tokens: Tensor | None,
         *,
         text_mask: Tensor | None = None,
+        owners: Tensor | None = None,
         trace: Trace | None = None,
     ) -> Tensor:
-        """images [B, C, H, W] or None, tokens [B, M] or None, text_mask [B, 1, 1, M] -> class scores [B, classes].
+        """images [B, C, H, W] or None, tokens [R, M] or None, text_mask [R, 1, 1, M] -> class scores [R, classes].
 
-        `trace` is of the fusion's blocks. Raises ValueError where both sides are missing.
+        `owners` [R] tells which picture each text is about, which is read once for all of them; without it text i is
+        about picture i. `trace` is of the fusion's blocks. Raises ValueError where both sides are missing.
         """
         if images is None and tokens is None:
             raise ValueError("a picture or a text must be given, both are missing")
         seen = None if images is None else self.image.encode(images)
+        if seen is not None and owners is not None:
+            seen = seen[owners]
         read = None if tokens is None else self.text.encode(tokens, mask=text_mask)
         if self.architecture.attends == "image":
             (x, mask), (other, other_mask) = (seen, None), (read, text_mask)

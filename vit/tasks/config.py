@@ -183,11 +183,14 @@ class TextConfig:
     rope: bool = False
     """rotary positions"""
     dropout: float = 0.1
+    word_dropout: float = 0.0
+    """share of the words before the next one that are hidden while learning to write, so that it is told from the
+    picture or source rather than guessed from the words (Bowman 2016)"""
     init: str | None = None
     """start the decoder, the language model or the text encoder from these weights: a run, or hf:NAME of a GPT-2"""
-    captions: int = 1
-    """caption: how many captions of a picture each of its steps learns from, drawn anew; the
-    picture is read once for all of them"""
+    per_picture: int = 1
+    """caption, fuse: how many captions or questions of a picture each of its steps learns from, drawn anew; the picture
+    is read once for all of them"""
     freeze_encoder: int = 0
     """epochs in which the picture encoder stands still, its first weights being model.init's; -1: all of them"""
     epoch_steps: int = 0
@@ -203,12 +206,13 @@ class TextConfig:
     missing later"""
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary", "captions"):
+        for name in ("vocabulary", "per_picture"):
             require(getattr(self, name) >= 1, f"text.{name}", getattr(self, name), "must be at least 1")
         for name in ("length", "dim", "depth", "heads", "hidden"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"text.{name}", value, "must be at least 1")
-        require(0 <= self.dropout < 1, "text.dropout", self.dropout, "must be in [0, 1)")
+        for name in ("dropout", "word_dropout"):
+            require(0 <= getattr(self, name) < 1, f"text.{name}", getattr(self, name), "must be in [0, 1)")
         require(self.freeze_encoder >= -1, "text.freeze_encoder", self.freeze_encoder, "must be -1 (all), 0 or more")
         for name in ("epoch_steps", "reward_epochs"):
             require(getattr(self, name) >= 0, f"text.{name}", getattr(self, name), "must not be negative")

@@ -26,7 +26,8 @@ class Fuse(Task):
     """One class a picture with its text, by cross-entropy.
 
     Some training batches lack their pictures, some their texts (`text.drop_side`), a function of the step alone, so
-    that the model can answer without either. After validation, `gathered` holds the result rows of all processes.
+    that the model can answer without either. After validation, `gathered` holds the result rows of all processes, one a
+    text.
     """
 
     def __init__(
@@ -47,12 +48,12 @@ class Fuse(Task):
         """reason by split and place in its list"""
 
     def scores(self, network: torch.nn.Module, batch: WordBatch, *, image: bool = True, text: bool = True) -> Tensor:
-        """Class scores [B, classes] of a batch, from its pictures, its texts, or both."""
+        """Class scores [R, classes] of a batch's texts, from its pictures, its texts, or both."""
         assert batch.images is not None
         images = self.normalise(batch.images) if image else None
         tokens = batch.tokens if text else None
         mask = padding_mask(batch.lengths, batch.tokens.shape[1]) if text else None
-        scores: Tensor = network(images, tokens, text_mask=mask)
+        scores: Tensor = network(images, tokens, text_mask=mask, owners=batch.owners)
         return scores
 
     def losses(self, batch: WordBatch) -> Losses:
@@ -73,7 +74,7 @@ class Fuse(Task):
 
     def validation_step(self, batch: WordBatch, batch_index: int) -> None:
         if len(batch):
-            self.rows.add(self.scores(self.evaluated, batch), _labels(batch), batch.indices, batch.failures)
+            self.rows.add(self.scores(self.evaluated, batch), _labels(batch), batch.places, batch.failures)
 
     def on_validation_epoch_end(self) -> None:
         self.gathered = self.rows.gather(len(self.classes))

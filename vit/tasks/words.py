@@ -15,7 +15,7 @@ from vit.data.captions import list_captions
 from vit.data.config import Preprocessing
 from vit.data.dataset import ImageDataset
 from vit.data.folders import Sample
-from vit.data.questions import list_questions
+from vit.data.questions import Asked, list_questions
 from vit.data.text import list_pairs, read_corpus
 from vit.data.tokenizer import Tokenizer
 from vit.data.transforms import EvaluationTransform
@@ -52,7 +52,8 @@ class Words:
     """to be written, or to be read in fuse"""
     images: dict[str, list[str]] = field(default_factory=dict)
     sources: dict[str, list[str]] = field(default_factory=dict)
-    labels: dict[str, list[str]] = field(default_factory=dict)
+    labels: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
+    """of each text"""
     notes: list[str] = field(default_factory=list)
     """what was left out"""
 
@@ -70,7 +71,7 @@ class Words:
     @property
     def classes(self) -> list[str]:
         """The answers of the training questions."""
-        return sorted(set(self.labels.get("train", ())))
+        return sorted(set(chain.from_iterable(self.labels.get("train", ()))))
 
 
 @dataclass
@@ -99,12 +100,14 @@ def read_words(data: str, config: Config) -> Words:
         )
     elif config.task == "fuse":
         questions = list_questions(data, **shares, seed=seed)
-        asked = {split: [entry for entry in entries if entry.path] for split, entries in questions.splits.items()}
-        alone = sum(len(entries) for entries in questions.splits.values()) - sum(map(len, asked.values()))
+        asked = {split: _by_picture(entries) for split, entries in questions.splits.items()}
+        alone = sum(entry.path is None for entries in questions.splits.values() for entry in entries)
         found = Words(
-            {split: [(entry.text,) for entry in entries] for split, entries in asked.items()},
-            images={split: [entry.path or "" for entry in entries] for split, entries in asked.items()},
-            labels={split: [entry.label for entry in entries] for split, entries in asked.items()},
+            {split: [tuple(entry.text for entry in group) for group in asked[split].values()] for split in asked},
+            images={split: list(groups) for split, groups in asked.items()},
+            labels={
+                split: [tuple(entry.label for entry in group) for group in asked[split].values()] for split in asked
+            },
             notes=[f"{count} {what}" for what, count in questions.counts.items() if count]
             + ([f"{alone} texts without a picture"] if alone else []),
         )
@@ -121,6 +124,14 @@ def read_words(data: str, config: Config) -> Words:
         if not found.texts.get(split):
             raise DataError(f"{data}: nothing to {'train' if split == 'train' else 'validate'} on")
     return found
+
+
+def _by_picture(entries: Iterable[Asked]) -> dict[str, list[Asked]]:
+    groups: dict[str, list[Asked]] = {}
+    for entry in entries:
+        if entry.path is not None:
+            groups.setdefault(entry.path, []).append(entry)
+    return groups
 
 
 def set_up_words(words: Words, config: Config, *, tokenizer: Tokenizer | None = None) -> WordRun:
@@ -212,7 +223,7 @@ def _translate(words: Words, config: Config, tokenizer: Tokenizer, start: ModelF
 
 def _fuse(words: Words, config: Config, tokenizer: Tokenizer, start: ModelFile | None) -> WordRun:
     classes = words.classes
-    unknown = sorted(set(words.labels["val"]) - set(classes))
+    unknown = sorted(set(chain.from_iterable(words.labels["val"])) - set(classes))
     if len(classes) < 2 or unknown:
         reason = f"answers that training lacks: {', '.join(unknown[:3])}" if unknown else "needs two answers or more"
         raise DataError(f"the questions for validation have {reason}" if unknown else f"fuse {reason}")
@@ -229,7 +240,14 @@ def _fuse(words: Words, config: Config, tokenizer: Tokenizer, start: ModelFile |
     _start_text(network.text, start, config)
     numbers = {name: number for number, name in enumerate(classes)}
     train, val = (
-        _dataset(words, split, texts, config, preprocessing, labels=[numbers[name] for name in words.labels[split]])
+        _dataset(
+            words,
+            split,
+            texts,
+            config,
+            preprocessing,
+            labels=[numbers[name] for name in chain.from_iterable(words.labels[split])],
+        )
         for split in ("train", "val")
     )
     task = Fuse(network, classes, tokenizer, preprocessing, config)
@@ -304,7 +322,7 @@ def _dataset(
         sources=sources,
         labels=labels,
         training=split == "train",
-        drawn=config.text.captions,
+        drawn=config.text.per_picture,
         seed=config.train.seed,
     )
 

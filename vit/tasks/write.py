@@ -5,7 +5,7 @@ Letters: B pictures or sources, R texts, N tokens, V vocabulary.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -135,8 +135,17 @@ class Write(Task):
             return {"loss": sum((p.sum() for p in self.network.parameters()), torch.zeros((), device=self.device)) * 0}
         if self.current_epoch >= self.config.train.epochs - self.config.text.reward_epochs:
             return self._rewarded(batch)
-        logits = self._logits(self.network, batch, self.context(self.network, batch))
+        logits = self._logits(self.network, self._hidden(batch), self.context(self.network, batch))
         return {"loss": word_loss(logits, batch.tokens, batch.lengths, smoothing=self.config.loss.smoothing)}
+
+    def _hidden(self, batch: WordBatch) -> WordBatch:
+        """The batch with some words replaced by the end token; the first, which starts a text, stays."""
+        share = self.config.text.word_dropout
+        if share == 0:
+            return batch
+        hidden = torch.rand(batch.tokens.shape, device=batch.tokens.device) < share
+        hidden[:, 0] = False
+        return replace(batch, tokens=batch.tokens.masked_fill(hidden, self.tokenizer.end))
 
     def _rewarded(self, batch: WordBatch) -> Losses:
         """Self-critical sequence training (Rennie et al. 2017), the reward being CIDEr-D by all captions of a picture.

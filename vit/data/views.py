@@ -1,0 +1,82 @@
+"""Which part of a picture a training draw shows, and which way round: known before the picture is decoded.
+
+Letters: H, W the picture's height and width; h, w the model's.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+_TRIES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A window of a picture, in its pixels, and how it is turned."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    mirrored: bool = False
+    upside_down: bool = False
+
+
+def random_part(
+    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], rng: random.Random
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a part whose area and aspect ratio (width / height) are random (Szegedy 2015).
+
+    As torchvision draws it: where ten tries do not fit into the picture, the largest part in the middle whose aspect
+    ratio is allowed, or that comes nearest to it.
+    """
+    for _ in range(_TRIES):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        part_width, part_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < part_width <= width and 0 < part_height <= height:
+            top, left = rng.randint(0, height - part_height), rng.randint(0, width - part_width)
+            return top, left, part_height, part_width
+    part_height, part_width = height, width
+    if width / height < ratio[0]:
+        part_height = max(1, min(height, round(width / ratio[0])))
+    elif width / height > ratio[1]:
+        part_width = max(1, min(width, round(height * ratio[1])))
+    return (height - part_height) // 2, (width - part_width) // 2, part_height, part_width
+
+
+def enough(full: tuple[int, int], part: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """The least height and width of the whole picture, `full`, at which its part has the pixels of `size` or all."""
+    shrink = max(1.0, min(have / want for have, want in zip(part, size, strict=True)))
+    return math.ceil(full[0] / shrink), math.ceil(full[1] / shrink)
+
+
+def cut_out(
+    image: np.ndarray, view: View, full: tuple[int, int], size: tuple[int, int], interpolation: int
+) -> np.ndarray:
+    """The view of a picture as uint8 [h, w, 3]: averaged over areas along sides that shrink, else interpolated.
+
+    The view counts in pixels of the `full` picture [H, W], of which `image` may be a smaller copy.
+    """
+    down, across = image.shape[0] / full[0], image.shape[1] / full[1]
+    top, left = math.floor(view.top * down), math.floor(view.left * across)
+    bottom, right = math.ceil((view.top + view.height) * down), math.ceil((view.left + view.width) * across)
+    part = image[top:bottom, left:right]
+    smaller = min(size[0], part.shape[0]), min(size[1], part.shape[1])
+    if part.shape[:2] != smaller:
+        part = cv2.resize(part, smaller[::-1], interpolation=cv2.INTER_AREA)
+    if part.shape[:2] != size:
+        part = cv2.resize(part, size[::-1], interpolation=interpolation)
+    return part
+
+
+def turned(image: np.ndarray, view: View) -> np.ndarray:
+    """`image` [h, w, 3] mirrored or upside down, as the view says."""
+    if view.mirrored and view.upside_down:
+        return cv2.flip(image, -1)
+    if view.mirrored or view.upside_down:
+        return cv2.flip(image, 1 if view.mirrored else 0)
+    return image
