@@ -267,7 +267,10 @@ def answers(text: str, row: dict[str, Any]) -> set[str]:
 def test_every_question_has_one_answer_and_it_is_the_label(truth, questions):
     assert list(questions[0]) == ["file_name", "text", "label", "split"]
     asked = Counter(row["file_name"] for row in questions)
-    assert asked == dict.fromkeys(truth, 3)
+    training = {name for name, row in truth.items() if row["split"] == "train"}
+    assert {name: asked[name] for name in asked if name not in training} == dict.fromkeys(truth.keys() - training, 3)
+    assert asked.keys() == truth.keys()
+    assert min(asked[name] for name in training) >= 4
     for row in questions:
         assert answers(row["text"], truth[row["file_name"]]) == {row["label"]}, row
         assert row["split"] == truth[row["file_name"]]["split"]
@@ -288,7 +291,7 @@ def test_neither_the_picture_nor_the_text_alone_answers_the_questions(questions)
     for training in (True, False):  # of few rows the ceilings are high: most texts are asked once
         highest = ceilings([row for row in questions if (row["split"] == "train") == training])
         assert 0.2 < highest["text"] < 0.65
-        assert 0.3 < highest["picture"] < 0.5
+        assert 0.25 < highest["picture"] < 0.5
 
 
 def test_the_files_are_those_of_the_examples_and_nothing_else(folder, captions, truth, questions):

@@ -146,6 +146,9 @@ def test_several_texts_about_one_picture_answer_as_if_each_had_its_own_copy(atte
         shared, copied = model(images, read, owners=owners), model(images[owners], read)
         torch.testing.assert_close(shared, copied, rtol=0, atol=1e-12)
     torch.testing.assert_close(model(None, tokens, owners=owners), model(None, tokens), rtol=0, atol=0)
+    even = torch.tensor([0, 0, 1, 1])
+    together, apart = model(images, tokens[:4]), model(images, tokens[:4], owners=even)
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("attends", ["image", "text"])

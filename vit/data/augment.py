@@ -12,9 +12,10 @@ from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from vit.data.config import AugmentConfig, Preprocessing
-from vit.data.decode import decode
+from vit.data.decode import Copy, decode_copy
 from vit.data.transforms import EvaluationTransform
 from vit.data.views import View, cut_out, enough, random_part, turned
 
@@ -49,8 +50,9 @@ class TrainingTransform:
     with random pixels; each of its sides is 14 % to 57 % of the picture's, its area 2 % to 33 %.
     """
 
-    def __init__(self, augment: AugmentConfig, preprocessing: Preprocessing) -> None:
+    def __init__(self, augment: AugmentConfig, preprocessing: Preprocessing, *, kept_side: int = 0) -> None:
         self.size = preprocessing.size
+        self.kept_side = kept_side or -(-8 * max(preprocessing.size) // 7)
         self._augment = augment = augment.settled()
         self._fit = None if augment.crop == "random-resized" else EvaluationTransform(preprocessing)
         height, width = self.size
@@ -65,22 +67,49 @@ class TrainingTransform:
 
         Raises UnreadableImage as `decode` does.
         """
-        full: tuple[int, int] | None = None
+        if self._fit is not None:
+            return self._varied(self._fit.read(source, max_pixels), seed)
 
         def least(height: int, width: int) -> tuple[int, int]:
-            nonlocal full
-            full = height, width
-            return self.least(height, width, seed)
+            view, _ = self.view(height, width, seed)
+            return enough((height, width), (view.height, view.width), self.size)
 
-        image = decode(source, max_pixels, least=least)
-        return self(image, seed, full)
+        return self.show(decode_copy(source, least, max_pixels), seed)
 
-    def least(self, height: int, width: int, seed: int) -> tuple[int, int]:
-        """Height and width at which a picture [H, W] may be decoded for this draw, at the least."""
+    def keep(self, source: str | os.PathLike[str] | bytes, max_pixels: int = 100_000_000) -> Copy:
+        """What a cache keeps of a picture for draws to come: all that is the same in every draw.
+
+        Of pictures whose parts are drawn that is the whole, its short side shrunk to `kept_side`.
+        """
         if self._fit is not None:
-            return self._fit.least(height, width)
-        view, _ = self.view(height, width, seed)
-        return enough((height, width), (view.height, view.width), self.size)
+            return self._fit.keep(source, max_pixels)
+        copy = decode_copy(source, self.kept_size, max_pixels)
+        height, width = self.kept_size(*copy.full)
+        box = (0, 0, copy.extent[1], copy.extent[0])
+        smaller = Image.fromarray(copy.pixels).resize((width, height), Image.Resampling.BICUBIC, box)
+        return Copy(np.array(smaller), copy.full, (height, width))
+
+    def kept_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what a cache keeps of a picture [H, W]."""
+        if self._fit is not None:
+            return self.size
+        shrink = max(1.0, min(height, width) / self.kept_side)
+        return max(1, round(height / shrink)), max(1, round(width / shrink))
+
+    def kept_as(self) -> str:
+        """Whatever changes what `keep` gives, in words."""
+        return f"short side {self.kept_side}" if self._fit is None else self._fit.kept_as()
+
+    def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
+        """Vary `image` uint8 [H, W, 3] -> uint8 [h, w, 3]; the same seed gives the same pixels in every process."""
+        return self.show(Copy.whole(image), seed)
+
+    def show(self, copy: Copy, seed: int) -> np.ndarray:
+        """As calling does, of a picture that may be a smaller copy: the whole one's shape decides what is drawn."""
+        if self._fit is not None:
+            return self._varied(self._fit.fit(copy), seed)
+        view, seed = self.view(*copy.full, seed)
+        return self._coloured(turned(cut_out(copy, view, self.size, self._interpolation), view), seed)
 
     def view(self, height: int, width: int, seed: int) -> tuple[View, int]:
         """What a draw shows of a picture [H, W], and the seed of all that is random about its colours.
@@ -96,18 +125,12 @@ class TrainingTransform:
         mirrored, upside_down = (rng.random() < (p or 0) for p in (self._augment.flip, self._augment.vertical_flip))
         return View(*part, mirrored, upside_down), rng.getrandbits(32)
 
-    def __call__(self, image: np.ndarray, seed: int, full: tuple[int, int] | None = None) -> np.ndarray:
-        """Vary `image` uint8 [H, W, 3] -> uint8 [h, w, 3]; the same seed gives the same pixels in every process.
+    def _varied(self, image: np.ndarray, seed: int) -> np.ndarray:
+        """A fitted picture [h, w, 3], shifted, turned and coloured."""
+        view, seed = self.view(*self.size, seed)
+        return self._coloured(turned(self._shifted(image, view), view), seed)
 
-        It may be a smaller copy of a `full` picture, whose height and width decide.
-        """
-        full = full or (image.shape[0], image.shape[1])
-        view, seed = self.view(*full, seed)
-        if self._fit is None:
-            image = cut_out(image, view, full, self.size, self._interpolation)
-        else:
-            image = self._shifted(self._fit(image, full), view)
-        image = turned(image, view)
+    def _coloured(self, image: np.ndarray, seed: int) -> np.ndarray:
         if self._steps is None:
             return image
         # One pair of generators for all steps. `set_random_seed` would give every step its own pair with the same seed:

@@ -9,6 +9,7 @@ from vit.errors import ConfigError
 Interpolation = Literal["bicubic", "bilinear"]
 Resize = Literal["crop", "letterbox", "squash"]
 Crop = Literal["random-resized", "pad", "none"]
+Cache = Literal["auto", "none", "ram", "disk", "device"]
 
 
 def require(holds: bool, key: str, value: object, rule: str) -> None:
@@ -79,8 +80,15 @@ class DataConfig:
     """copies of each drawn picture in an epoch's order, each augmented differently (repeated augmentation)"""
     max_pixels: int = 100_000_000
     """pictures with more pixels than this are refused from their header"""
+    cache: Cache = "auto"
+    """decoded pictures kept for the next epoch: in memory that all workers share (ram), in one file in the user's cache
+    folder (disk; `vit data pack` makes it beforehand), all of them on the GPU (device; small pictures); auto: device or
+    ram where they fit and reading is slower, else none"""
+    cache_side: int = 0
+    """shrink what is kept of training pictures to this short side; 0 takes 8/7 of the model's"""
 
     def __post_init__(self) -> None:
+        require(self.cache_side >= 0, "data.cache_side", self.cache_side, "must be 0 (automatic) or a number of pixels")
         require(self.batch_size >= 1, "data.batch_size", self.batch_size, "must be at least 1")
         require(self.workers >= -1, "data.workers", self.workers, "must be -1 (automatic), 0 or more")
         require(0 < self.val_fraction < 1, "data.val_fraction", self.val_fraction, "must be between 0 and 1")

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vit.data.cache import PixelCache, source_mark
 from vit.data.config import Preprocessing
+from vit.data.decode import Copy
 from vit.data.folders import Sample
 from vit.data.normalise import as_tensor
 from vit.data.sampling import Draw, ExactSampler, draw_seed
@@ -72,7 +74,10 @@ class Batch:
 
 
 class ImageDataset(Dataset[Loaded | Failed]):
-    """Decodes and transforms the picture of a draw; a training picture's variation depends on (seed, draw) alone."""
+    """Decodes and transforms the picture of a draw; a training picture's variation depends on (seed, draw) alone.
+
+    With a `cache` each picture is decoded once, and kept there.
+    """
 
     def __init__(
         self,
@@ -81,6 +86,7 @@ class ImageDataset(Dataset[Loaded | Failed]):
         *,
         seed: int = 0,
         max_pixels: int = 100_000_000,
+        cache: PixelCache | None = None,
     ) -> None:
         # One block of bytes and two arrays: a million string objects would be copied into every worker process,
         # page by page, as soon as their reference counts are touched.
@@ -91,22 +97,58 @@ class ImageDataset(Dataset[Loaded | Failed]):
         self._transform = transform
         self._seed = seed
         self._max_pixels = max_pixels
+        self.cache = cache
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def __getitem__(self, draw: Draw) -> Loaded | Failed:
-        path = os.fsdecode(self._paths[self._ends[draw.index] : self._ends[draw.index + 1]])
         try:
-            if isinstance(self._transform, EvaluationTransform):
-                image = self._transform.read(path, self._max_pixels)
-            else:
-                image = self._transform.read(path, draw_seed(self._seed, *draw), self._max_pixels)
+            image = self.pixels(draw, self.cache)
         except UnreadableImage as error:
             return Failed(draw.index, error.reason, self._transform.size)
         except OSError as error:
             return Failed(draw.index, error.strerror or str(error), self._transform.size)
         return Loaded(as_tensor(image), int(self._labels[draw.index]), draw.index)
+
+    def path(self, index: int) -> str:
+        """Where picture `index` lies."""
+        return os.fsdecode(self._paths[self._ends[index] : self._ends[index + 1]])
+
+    def pixels(self, draw: Draw, cache: PixelCache | None) -> np.ndarray:
+        """The picture of a draw as the model sees it, uint8 [h, w, 3], from its file or from a cache.
+
+        Raises UnreadableImage as `decode` does.
+        """
+        transform = self._transform
+        kept = None if cache is None else self.keep(cache, draw.index)
+        if isinstance(transform, EvaluationTransform):
+            return transform.read(self.path(draw.index), self._max_pixels) if kept is None else kept.pixels
+        seed = draw_seed(self._seed, *draw)
+        if kept is None:
+            return transform.read(self.path(draw.index), seed, self._max_pixels)
+        return transform.show(kept, seed)
+
+    def keep(self, cache: PixelCache, index: int) -> Copy:
+        """What the cache has of picture `index`, which is decoded first where that is nothing."""
+        kept = cache.get(index)
+        if kept is None:
+            kept = self._transform.keep(self.path(index), self._max_pixels)
+            cache.put(index, kept)
+        return kept
+
+    @property
+    def how(self) -> str:
+        """How pictures are kept, in words: whatever changes what a cache holds."""
+        return f"{self._transform.kept_as()} {self._max_pixels}"
+
+    def mark(self) -> str:
+        """What a cache must have been made of to hold these pictures."""
+        return source_mark([self.path(index) for index in range(len(self))], self.how)
+
+    def kept_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what a cache keeps of a picture [H, W]."""
+        return self._transform.kept_size(height, width)
 
 
 def collate(items: Sequence[Loaded | Failed]) -> Batch:

@@ -12,6 +12,7 @@ import struct
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import BinaryIO, TypeAlias
 
 import numpy as np
@@ -80,23 +81,50 @@ Least: TypeAlias = Callable[[int, int], tuple[int, int]]
 """height and width of a whole picture -> the least height and width at which it will do"""
 
 
-def decode(
-    source: str | os.PathLike[str] | bytes, max_pixels: int = 100_000_000, *, least: Least | None = None
-) -> np.ndarray:
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A picture, perhaps smaller than it is: pixels uint8 [h, w, 3], the height and width of the whole, and how many of
+    the copy's pixels it spans, which need not be whole numbers.
+    """
+
+    pixels: np.ndarray
+    full: tuple[int, int]
+    extent: tuple[float, float]
+
+    @classmethod
+    def whole(cls, pixels: np.ndarray) -> "Copy":
+        """Of a picture as it is."""
+        size = pixels.shape[0], pixels.shape[1]
+        return cls(pixels, size, size)
+
+
+def decode(source: str | os.PathLike[str] | bytes, max_pixels: int = 100_000_000) -> np.ndarray:
     """Decode one picture, given as a path or as the bytes of a file, to uint8 [H, W, 3] in RGB, upright.
 
     16 bits a channel are scaled to 8, transparency is laid over white, the first frame of an animation is taken.
-    `least` is asked for JPEG alone: it is told the height and width of the upright picture, and what comes back may be
-    a smaller copy, in eighths, that is still as large as it answers: finer waves are left out, and most of the time.
     Raises `UnreadableImage` for what is no regular file, no picture of a known format, damaged, cut short, or of more
     than `max_pixels` pixels, which the header tells before anything is decoded. May be called from several threads.
+    """
+    return decode_copy(source, _all, max_pixels).pixels
+
+
+def decode_copy(source: str | os.PathLike[str] | bytes, least: Least, max_pixels: int = 100_000_000) -> Copy:
+    """Decode one picture as `decode` does, or a copy of it that is as large as `least` says of the upright picture.
+
+    Only a JPEG gets smaller, by eighths: its finer waves are left out, and with them most of the work.
     """
     name, data = ("picture in memory", source) if isinstance(source, bytes) else _read(source, max_pixels)
     with _reasons(name):
         image = _open(io.BytesIO(data), name, max_pixels)
-        jpeg = image.format == "JPEG" and image.mode in ("RGB", "L")
-        pixels = _decode_jpeg(data, _stored_least(image, least)) if jpeg else None
-        return upright_rgb(image) if pixels is None else _upright(pixels, image)
+        if image.format == "JPEG" and image.mode in ("RGB", "L"):
+            copy = _decode_jpeg(data, image, least)
+            if copy is not None:
+                return copy
+        return Copy.whole(upright_rgb(image))
+
+
+def _all(height: int, width: int) -> tuple[int, int]:
+    return height, width
 
 
 def upright_rgb(image: Image.Image) -> np.ndarray:
@@ -204,29 +232,29 @@ def _open(stream: BinaryIO, name: str, max_pixels: int | None) -> Image.Image:
     raise UnreadableImage(name, "not a picture of a known format")
 
 
-def _stored_least(image: Image.Image, least: Least | None) -> tuple[int, int]:
-    """Height and width that are enough of a JPEG as it is stored, before it is turned upright."""
-    width, height = image.size
-    if least is None:
-        return height, width
-    return least(width, height)[::-1] if _orientation(image) in _ACROSS else least(height, width)
-
-
-def _decode_jpeg(data: bytes, least: tuple[int, int]) -> np.ndarray | None:
-    """The pixels of a JPEG in RGB or grey, of the `least` height and width or more; None when Pillow has to judge it.
+def _decode_jpeg(data: bytes, image: Image.Image, least: Least) -> Copy | None:
+    """The pixels of a JPEG in RGB or grey, as many as are needed; None when Pillow has to judge the file.
 
     libjpeg only warns when the data ends early, and fills the rest with grey; that is refused here. Other complaints,
     as of a few stray bytes between two markers, do no harm to the picture: Pillow passes over them.
     """
+    width, height = image.size
+    across = _orientation(image) in _ACROSS
+    rows, columns = least(width, height)[::-1] if across else least(height, width)
     try:
-        # at least 1: nothing is enlarged
-        return simplejpeg.decode_jpeg(
-            data, "RGB", min_height=max(1, least[0]), min_width=max(1, least[1]), min_factor=1, strict=True
+        # a factor of at least 1: nothing is enlarged
+        pixels = simplejpeg.decode_jpeg(
+            data, "RGB", min_height=max(1, rows), min_width=max(1, columns), min_factor=1, strict=True
         )
     except ValueError as error:
         if "premature end" in str(error).lower():
             raise
         return None
+    eighths = next(n for n in range(1, 9) if pixels.shape[:2] == (-(-height * n // 8), -(-width * n // 8)))
+    full, extent = (height, width), (height * eighths / 8, width * eighths / 8)
+    if across:
+        full, extent = full[::-1], extent[::-1]
+    return Copy(_upright(pixels, image), full, extent)
 
 
 def _orientation(image: Image.Image) -> object:

@@ -5,10 +5,12 @@ from typing import Any
 import lightning as L
 from torch.utils.data import DataLoader
 
+from vit.data.caching import keep_pictures
 from vit.data.config import AugmentConfig, DataConfig, Preprocessing
-from vit.data.dataset import Batch, ImageDataset, evaluation_loader, image_loader, worker_count
+from vit.data.dataset import Batch, ImageDataset, image_loader, worker_count
 from vit.data.folders import Listing, Sample
-from vit.data.sampling import EpochSampler
+from vit.data.sampling import EpochSampler, ExactSampler
+from vit.data.transforms import EvaluationTransform
 from vit.errors import DataError, display_path
 
 
@@ -26,6 +28,8 @@ class EpochData(L.LightningDataModule):
         super().__init__()
         self._data, self._seed = data, seed
         self._epoch = 0
+        self._reserved = 0
+        """bytes of memory that caches may come to take"""
 
     def state_dict(self) -> dict[str, Any]:
         """`epoch`: how many epochs are through, so the number of the one to go on with; Lightning saves this."""
@@ -48,6 +52,28 @@ class EpochData(L.LightningDataModule):
 
     def _workers(self) -> int:
         return worker_count(self._data.workers, self.trainer.num_devices if self.trainer else 1)
+
+    def _keep(self, dataset: ImageDataset, name: str, times: int) -> None:
+        """Let `dataset`, whose pictures are each read so many `times`, keep them as the settings say."""
+        rank, _ = self._place()
+        processes = self.trainer.num_devices if self.trainer else 1
+        self._reserved += keep_pictures(
+            dataset,
+            self._data.cache,
+            name=name,
+            times=times,
+            processes=processes,
+            reserved=self._reserved,
+            told=rank == 0,
+        )
+
+    def _epochs(self) -> int:
+        """Epochs of this run."""
+        return (self.trainer.max_epochs or 1) if self.trainer else 1
+
+    def _validations(self) -> int:
+        """How often this run validates."""
+        return self._epochs() // (self.trainer.check_val_every_n_epoch or 1) if self.trainer else 1
 
     def _on_cuda(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
@@ -79,8 +105,9 @@ class ImageFolderData(EpochData):
             world=world,
         )
         sampler.set_epoch(self._epoch)
-        transform = TrainingTransform(self._augment, self.preprocessing)
+        transform = TrainingTransform(self._augment, self.preprocessing, kept_side=self._data.cache_side)
         dataset = ImageDataset(samples, transform, seed=self._seed, max_pixels=self._data.max_pixels)
+        self._keep(dataset, "train", self._epochs())
         return image_loader(
             dataset,
             sampler,
@@ -92,27 +119,27 @@ class ImageFolderData(EpochData):
 
     def val_dataloader(self) -> "DataLoader[Batch]":
         """Every validation picture once over all devices."""
-        return self._evaluation_loader("val")
+        return self._evaluation_loader("val", self._validations())
 
     def test_dataloader(self) -> "DataLoader[Batch]":
         """Every test picture once over all devices."""
-        return self._evaluation_loader("test")
+        return self._evaluation_loader("test", 1)
 
-    def _evaluation_loader(self, split: str) -> "DataLoader[Batch]":
+    def _evaluation_loader(self, split: str, times: int) -> "DataLoader[Batch]":
         rank, world = self._place()
         samples = self._samples(split)
         if len(samples) < world:  # Lightning would wait for ever for the device without any
             raise DataError(
                 f"{display_path(self.listing.root)}: {len(samples)} pictures for {split} on {world} devices"
             )
-        return evaluation_loader(
-            samples,
-            self.preprocessing,
+        dataset = ImageDataset(samples, EvaluationTransform(self.preprocessing), max_pixels=self._data.max_pixels)
+        self._keep(dataset, split, times)
+        sampler = ExactSampler(len(samples), rank=rank, world=world)
+        return image_loader(
+            dataset,
+            sampler,
             batch_size=self._data.batch_size,
             workers=self._workers(),
-            rank=rank,
-            world=world,
-            max_pixels=self._data.max_pixels,
             pin_memory=self._on_cuda(),
         )
 

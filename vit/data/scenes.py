@@ -64,7 +64,7 @@ RELATIONS = {
 
 SPLITS = ("train", "val", "test")
 CAPTIONS = 5  # a scene
-QUESTIONS = 3  # a scene
+QUESTIONS = 3  # a scene, each of another kind; of a training scene up to two of every kind
 
 _OPPOSITE = {"right of": "left of", "below": "above"}
 _COUNTS = ("one", "two", "three")
@@ -192,7 +192,7 @@ def make_example(seed: int, split: str, index: int, side: int = 64) -> Example:
     pixels, boxes = _draw(shade + rng.normal(0, noise, (side, side)), names, outlines)
     scene = Scene(side, tuple(Thing(*name, box) for name, box in zip(names, boxes, strict=True)))
     file_name = f"images/{split}-{index:06}.png"
-    return Example(file_name, split, scene, pixels, _captions(words, scene), _questions(puzzles, scene))
+    return Example(file_name, split, scene, pixels, _captions(words, scene), _questions(puzzles, scene, split))
 
 
 def read_scenes(folder: str | os.PathLike[str]) -> dict[str, Scene]:
@@ -383,9 +383,11 @@ def _caption(rng: np.random.Generator, template: str, scene: Scene) -> str:
     return re.sub(r"\{(\w+)\}", lambda match: said(match[1]), template)
 
 
-def _questions(rng: np.random.Generator, scene: Scene) -> list[tuple[str, str]]:
-    """Questions of different kinds, of each kind one of those with a single answer."""
+def _questions(rng: np.random.Generator, scene: Scene, split: str) -> list[tuple[str, str]]:
+    """Questions of different kinds, of each kind one of those with a single answer; two to learn from."""
     kinds = [kind for kind in _puzzles(scene) if kind]
+    if split == "train":
+        return [kind[i] for kind in kinds for i in rng.choice(len(kind), min(len(kind), 2), replace=False)]
     return [kinds[i][rng.integers(len(kinds[i]))] for i in rng.choice(len(kinds), QUESTIONS, replace=False)]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vit.data.config import Preprocessing
-from vit.data.decode import decode
+from vit.data.decode import Copy, decode_copy
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _EXTREME = 20  # long side / short side above which `crop` resizes no more than the part it keeps
@@ -40,39 +40,45 @@ class EvaluationTransform:
 
     def read(self, source: str | os.PathLike[str] | bytes, max_pixels: int = 100_000_000) -> np.ndarray:
         """Decode a picture and fit it -> uint8 [h, w, 3]. Raises UnreadableImage as `decode` does."""
-        full: tuple[int, int] | None = None
+        return self.fit(decode_copy(source, self._least, max_pixels))
 
-        def least(height: int, width: int) -> tuple[int, int]:
-            nonlocal full
-            full = height, width
-            return self.least(height, width)
+    def keep(self, source: str | os.PathLike[str] | bytes, max_pixels: int = 100_000_000) -> Copy:
+        """What a cache keeps of a picture: all that `read` gives."""
+        return Copy.whole(self.read(source, max_pixels))
 
-        image = decode(source, max_pixels, least=least)
-        return self(image, full)
+    def kept_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what a cache keeps of a picture [H, W]."""
+        return self.size
 
-    def least(self, height: int, width: int) -> tuple[int, int]:
+    def kept_as(self) -> str:
+        """Whatever changes what `keep` gives, in words."""
+        return repr(self.preprocessing)
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Fit `image` uint8 [H, W, 3] -> uint8 [h, w, 3]; a picture that fits already is returned as it is."""
+        return self.fit(Copy.whole(image))
+
+    def fit(self, copy: Copy) -> np.ndarray:
+        """As calling does, of a picture that may be a smaller copy: the whole one's shape decides."""
+        image = copy.pixels
+        height, width = copy.full
+        fitted = self._fitted_size(height, width)
+        if fitted == image.shape[:2] == self.size:
+            return image
+        if self.preprocessing.resize == "letterbox":
+            return self._pad(self._resize(copy, fitted))
+        if self.preprocessing.resize == "crop" and max(height, width) > _EXTREME * min(height, width):
+            return np.array(self._resize_centre(image, fitted))
+        picture = self._resize(copy, fitted)
+        top, left = (_centre(have, want) for have, want in zip(fitted, self.size, strict=True))
+        return np.array(picture.crop((left, top, left + self.size[1], top + self.size[0])))
+
+    def _least(self, height: int, width: int) -> tuple[int, int]:
         """Height and width at which a picture [H, W] may be decoded, at the least."""
         if max(height, width) > _EXTREME * min(height, width):
             return height, width
         fitted = self._fitted_size(height, width)
         return min(height, _AMPLE * fitted[0]), min(width, _AMPLE * fitted[1])
-
-    def __call__(self, image: np.ndarray, full: tuple[int, int] | None = None) -> np.ndarray:
-        """Fit `image` uint8 [H, W, 3] -> uint8 [h, w, 3]; a picture that fits already is returned as it is.
-
-        It may be a smaller copy of a `full` picture, whose height and width decide.
-        """
-        height, width = full or image.shape[:2]
-        fitted = self._fitted_size(height, width)
-        if fitted == image.shape[:2] == self.size:
-            return image
-        if self.preprocessing.resize == "letterbox":
-            return self._pad(self._resize(Image.fromarray(image), fitted))
-        if self.preprocessing.resize == "crop" and max(height, width) > _EXTREME * min(height, width):
-            return np.array(self._resize_centre(image, fitted))
-        picture = self._resize(Image.fromarray(image), fitted)
-        top, left = (_centre(have, want) for have, want in zip(fitted, self.size, strict=True))
-        return np.array(picture.crop((left, top, left + self.size[1], top + self.size[0])))
 
     def seen(self, height: int, width: int) -> tuple[float, float, float, float]:
         """The part of a picture [H, W] that the model sees: top, left, bottom, right in its pixels.
@@ -97,9 +103,11 @@ class EvaluationTransform:
         ratio = min(height / self._scaled[0], width / self._scaled[1])
         return round(height / ratio), round(width / ratio)
 
-    def _resize(self, picture: Image.Image, fitted: tuple[int, int]) -> Image.Image:
-        steep = picture.width > _STEEP * fitted[1] or picture.height > _STEEP * fitted[0]
-        return picture.resize((fitted[1], fitted[0]), self._filter, reducing_gap=3.0 if steep else None)
+    def _resize(self, copy: Copy, fitted: tuple[int, int]) -> Image.Image:
+        picture, (height, width) = Image.fromarray(copy.pixels), copy.extent
+        steep = width > _STEEP * fitted[1] or height > _STEEP * fitted[0]
+        gap = 3.0 if steep else None
+        return picture.resize((fitted[1], fitted[0]), self._filter, (0, 0, width, height), reducing_gap=gap)
 
     def _resize_centre(self, image: np.ndarray, fitted: tuple[int, int]) -> Image.Image:
         """The centre of the resized picture, computed from the pixels it depends on alone."""

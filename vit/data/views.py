@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from vit.data.decode import Copy
+
 _TRIES = 10
 
 
@@ -54,23 +56,27 @@ def enough(full: tuple[int, int], part: tuple[int, int], size: tuple[int, int]) 
     return math.ceil(full[0] / shrink), math.ceil(full[1] / shrink)
 
 
-def cut_out(
-    image: np.ndarray, view: View, full: tuple[int, int], size: tuple[int, int], interpolation: int
-) -> np.ndarray:
+def cut_out(copy: Copy, view: View, size: tuple[int, int], interpolation: int) -> np.ndarray:
     """The view of a picture as uint8 [h, w, 3]: averaged over areas along sides that shrink, else interpolated.
 
-    The view counts in pixels of the `full` picture [H, W], of which `image` may be a smaller copy.
+    The view counts in pixels of the whole picture; of a smaller copy the nearest pixels are taken.
     """
-    down, across = image.shape[0] / full[0], image.shape[1] / full[1]
-    top, left = math.floor(view.top * down), math.floor(view.left * across)
-    bottom, right = math.ceil((view.top + view.height) * down), math.ceil((view.left + view.width) * across)
-    part = image[top:bottom, left:right]
+    down, across = (extent / full for extent, full in zip(copy.extent, copy.full, strict=True))
+    top, bottom = _nearest(view.top * down, (view.top + view.height) * down)
+    left, right = _nearest(view.left * across, (view.left + view.width) * across)
+    part = copy.pixels[top:bottom, left:right]
     smaller = min(size[0], part.shape[0]), min(size[1], part.shape[1])
     if part.shape[:2] != smaller:
         part = cv2.resize(part, smaller[::-1], interpolation=cv2.INTER_AREA)
     if part.shape[:2] != size:
         part = cv2.resize(part, size[::-1], interpolation=interpolation)
     return part
+
+
+def _nearest(first: float, last: float) -> tuple[int, int]:
+    """Whole pixels nearest to two edges, at least one between them."""
+    start = min(round(first), math.ceil(last) - 1)
+    return start, max(round(last), start + 1)
 
 
 def turned(image: np.ndarray, view: View) -> np.ndarray:

@@ -49,15 +49,18 @@ class FusedClassifier(nn.Module):
     ) -> Tensor:
         """images [B, C, H, W] or None, tokens [R, M] or None, text_mask [R, 1, 1, M] -> class scores [R, classes].
 
-        `owners` [R] tells which picture each text is about, which is read once for all of them; without it text i is
-        about picture i. `trace` is of the fusion's blocks. Raises ValueError where both sides are missing.
+        `owners` [R] tells which picture each text is about, which is read once for all of them; without it every
+        picture has R / B texts, beside each other, that share its keys and values. `trace` is of the fusion's blocks.
+        Raises ValueError where both sides are missing.
         """
         if images is None and tokens is None:
             raise ValueError("a picture or a text must be given, both are missing")
         seen = None if images is None else self.image.encode(images)
+        read = None if tokens is None else self.text.encode(tokens, mask=text_mask)
         if seen is not None and owners is not None:
             seen = seen[owners]
-        read = None if tokens is None else self.text.encode(tokens, mask=text_mask)
+        elif seen is not None and read is not None and self.architecture.attends == "image":
+            seen = seen.repeat_interleave(len(read) // len(seen), dim=0)
         if self.architecture.attends == "image":
             (x, mask), (other, other_mask) = (seen, None), (read, text_mask)
         else:

@@ -53,7 +53,8 @@ class Fuse(Task):
         images = self.normalise(batch.images) if image else None
         tokens = batch.tokens if text else None
         mask = padding_mask(batch.lengths, batch.tokens.shape[1]) if text else None
-        scores: Tensor = network(images, tokens, text_mask=mask, owners=batch.owners)
+        even = batch.even and text
+        scores: Tensor = network(images, tokens, text_mask=mask, owners=None if even else batch.owners)
         return scores
 
     def losses(self, batch: WordBatch) -> Losses:
