@@ -13,7 +13,7 @@ from PIL import Image
 
 from vit.data.augment import TrainingTransform
 from vit.data.cache import PixelCache, source_mark
-from vit.data.caching import cache_path, keep_pictures, slot_room
+from vit.data.caching import cache_path, choose_cache, keep_pictures, seconds_a_picture, slot_room
 from vit.data.config import AugmentConfig, Cache, Preprocessing
 from vit.data.dataset import Failed, ImageDataset, Loaded, image_loader
 from vit.data.decode import Copy
@@ -155,7 +155,7 @@ def test_a_mark_tells_when_a_picture_was_changed_added_or_taken_away(samples: li
 
 def datasets(samples: list[Sample], mode: Cache, augment: AugmentConfig) -> tuple[ImageDataset, ImageDataset]:
     plain, caching = (ImageDataset(samples, TrainingTransform(augment, PREPROCESSING), seed=1) for _ in range(2))
-    keep_pictures(caching, mode, name="train", times=9)
+    keep_pictures(caching, mode, name="train")
     assert caching.cache is not None
     return plain, caching
 
@@ -182,7 +182,7 @@ def test_kept_pictures_are_varied_as_those_from_their_files(samples: list[Sample
 
 def test_kept_pictures_for_evaluation_are_those_that_are_read(samples: list[Sample]) -> None:
     plain, caching = (ImageDataset(samples, EvaluationTransform(PREPROCESSING)) for _ in range(2))
-    keep_pictures(caching, "ram", name="val", times=3)
+    keep_pictures(caching, "ram", name="val")
     for _ in range(2):
         for index in range(len(samples)):
             one, other = plain[Draw(0, index, 0)], caching[Draw(0, index, 0)]
@@ -234,29 +234,26 @@ def test_a_changed_picture_is_decoded_again_by_the_next_run(samples: list[Sample
     assert len(list(cache_home.iterdir())) == 1
 
 
-def test_auto_keeps_what_fits_and_is_read_again(
-    samples: list[Sample], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def reserved(times: int) -> int:
-        data = ImageDataset(samples, TrainingTransform(AugmentConfig(), PREPROCESSING))
-        taken = keep_pictures(data, "auto", name="train", times=times)
-        assert (data.cache is not None) == (taken > 0)
-        return taken
-
+def test_auto_keeps_what_fits_and_is_read_again(samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+    data = ImageDataset(samples, TrainingTransform(AugmentConfig(), PREPROCESSING))
     monkeypatch.setattr("vit.data.caching.seconds_a_picture", lambda dataset, room: (0.002, 0.0005))
-    with caplog.at_level(logging.INFO, "vit"):
-        assert reserved(1) == 0
-        assert not caplog.records
-        room = slot_room(ImageDataset(samples, TrainingTransform(AugmentConfig(), PREPROCESSING)))
-        assert reserved(5) == 6 * room
-        assert "reading takes 2.00 ms, from memory 0.50 ms" in caplog.records[-1].getMessage()
-        monkeypatch.setattr("vit.data.caching.free_memory", lambda: 6 * room)
-        assert reserved(5) == 0
-        assert "more than half of the free memory" in caplog.records[-1].getMessage()
-        monkeypatch.setattr("vit.data.caching.free_memory", lambda: 2**40)
-        monkeypatch.setattr("vit.data.caching.seconds_a_picture", lambda dataset, room: (0.001, 0.0009))
-        assert reserved(5) == 0
-        assert "reading takes 1.00 ms" in caplog.records[-1].getMessage()
+    assert choose_cache(data, times=1).cache == "none"
+    choice = choose_cache(data, times=5)
+    assert (choice.cache, choice.reason) == ("ram", "reading takes 2.00 ms, from memory 0.50 ms")
+    monkeypatch.setattr("vit.data.caching.seconds_a_picture", lambda dataset, room: (0.001, 0.0009))
+    assert choose_cache(data, times=5).cache == "none"
+    monkeypatch.setattr("vit.data.caching.free_memory", lambda: 6 * slot_room(data))
+    choice = choose_cache(data, times=5)
+    assert choice.cache == "none"
+    assert "more than half of the free memory" in choice.reason
+
+
+def test_pictures_are_timed_from_file_and_memory(samples: list[Sample]) -> None:
+    data = ImageDataset(samples, TrainingTransform(AugmentConfig(), PREPROCESSING))
+    read, kept = seconds_a_picture(data, slot_room(data))
+    assert read > 0
+    assert kept > 0
+    assert data.cache is None
 
 
 def test_memory_that_has_not_room_for_all_keeps_some_and_says_so(
@@ -265,8 +262,8 @@ def test_memory_that_has_not_room_for_all_keeps_some_and_says_so(
     data = ImageDataset(samples, TrainingTransform(AugmentConfig(), PREPROCESSING))
     monkeypatch.setattr("vit.data.caching.free_memory", lambda: 4 * slot_room(data))
     with caplog.at_level(logging.WARNING, "vit"):
-        keep_pictures(data, "ram", name="train", times=5)
-    assert "the memory has room for 3 of 6 pictures" in caplog.text
+        keep_pictures(data, "ram", name="train")
+    assert "the memory has room for 3 of 6 train pictures" in caplog.text
     for index in range(6):
         assert isinstance(data[Draw(0, index, 0)], Loaded)
     assert data.cache is not None

@@ -23,8 +23,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),  # Lightning 2.6 under torch 2.14
 ]
 
-RUN = {"max_epochs": 3, "check_val_every_n_epoch": 1}
-
 
 @pytest.fixture
 def listing(tmp_path):
@@ -160,7 +158,7 @@ def test_ranks_share_training_and_validation(listing):
     for rank in (0, 1):
         module = data_module(listing)
         strategy = SimpleNamespace(root_device=torch.device("cpu"))
-        module.trainer = SimpleNamespace(global_rank=rank, world_size=2, num_devices=2, strategy=strategy, **RUN)
+        module.trainer = SimpleNamespace(global_rank=rank, world_size=2, num_devices=2, strategy=strategy)
         parts.append(
             [
                 [i for batch in loader for i in batch.indices.tolist()]
@@ -194,7 +192,7 @@ def test_the_processes_of_one_machine_share_its_cores(listing, monkeypatch):
     module = data_module(listing, batch_size=1, workers=-1)
     assert module.train_dataloader().num_workers == 6
     for devices, workers in ((2, 3), (16, 1)):
-        module.trainer = SimpleNamespace(global_rank=0, world_size=2, num_devices=devices, strategy=strategy, **RUN)
+        module.trainer = SimpleNamespace(global_rank=0, world_size=2, num_devices=devices, strategy=strategy)
         assert module.train_dataloader().num_workers == workers
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 from vit.cli.arguments import Parser
 
@@ -10,7 +11,18 @@ _PROGRESS_EVERY = 100  # pictures
 
 def main(argv: list[str]) -> int:
     """Run `vit data` with the words after it; returns the exit code. Exits with 2 on wrong use, raises `VitError`."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, settings = parser.parse_known_args(argv)
+    if arguments.command in ("preview", "pack"):
+        from vit.cli.config import compose
+        from vit.cli.data_pictures import pack, preview
+
+        config = compose(arguments.config, settings)
+        if arguments.command == "pack":
+            return pack(arguments.data, config)
+        return preview(arguments.data, config, Path(arguments.out), arguments.epoch)
+    if settings:
+        parser.error(f"unrecognized arguments: {' '.join(settings)}")
     if arguments.command == "check":
         return _check(arguments.data, arguments.json)
     if arguments.set == "scenes":
@@ -21,8 +33,8 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser("vit data", description="Look through a data set, or make a small one.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="check|make")
+    parser = Parser("vit data", description="Look through a data set, keep it decoded, or make a small one.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="check|preview|pack|make")
     check = commands.add_parser(
         "check",
         help="decode every picture, find copies, gaps and leaks between splits",
@@ -31,6 +43,24 @@ def _parser() -> Parser:
     )
     check.add_argument("data", metavar="DATA", help="a folder of class folders, or a .csv or .jsonl list")
     check.add_argument("--json", action="store_true", help="print the report as JSON")
+    preview = commands.add_parser(
+        "preview",
+        help="draw a training batch as the network will see it",
+        description="Draw the first training batch of an epoch as the network will see it, cropped, varied and mixed, "
+        "with its labels. Takes the settings of vit train: --config FILE, --part.key VALUE.",
+    )
+    preview.add_argument("--out", metavar="FILE", default="preview.png", help="PNG to write (default: %(default)s)")
+    preview.add_argument("--epoch", metavar="N", type=int, default=0, help="counted from 0 (default: 0)")
+    pack = commands.add_parser(
+        "pack",
+        help="decode all pictures beforehand, into the user's cache folder",
+        description="Decode all pictures, shrunk to data.cache_side, into the files that vit train --data.cache disk "
+        "reads, in $VIT_CACHE or the user's cache folder. Takes the settings of vit train: --config FILE, "
+        "--part.key VALUE. What is there already is kept; pictures that changed are decoded again.",
+    )
+    for command in (preview, pack):
+        command.add_argument("data", metavar="DATA", help="a folder of class folders, or a .csv or .jsonl list")
+        command.add_argument("--config", metavar="FILE", action="append", default=[], help="YAML with settings")
     make = commands.add_parser("make", help="make a data set", description="Make a data set.")
     sets = make.add_subparsers(dest="set", required=True, metavar="digits|scenes|dates")
     digits = sets.add_parser(

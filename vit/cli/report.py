@@ -32,11 +32,18 @@ def before_training(setup: Setup, network: VisionTransformer, run: Path) -> None
         ("input", f"{a.image_size[0]} x {a.image_size[1]} pixels, {a.grid[0]} x {a.grid[1]} patches"),
         ("size", f"{parameters / 1e6:.2f} M parameters, {flops_per_image(a) / 1e9:.3f} GFLOPs a picture"),
         ("training", _training(config)),
+        ("cache", cache_told(config, setup.cache_reason)),
         ("run", display_path(run)),
     ]
     for name, value in rows:
         log.info("%-10s %s", name, value)
     log.info("")
+
+
+def cache_told(config: Config, reason: str) -> str:
+    """Where decoded pictures are kept, and why."""
+    where = {"none": "none", "ram": "in memory", "disk": "on disk", "device": "on the device"}[config.data.cache]
+    return f"{where} ({reason})" if reason else where
 
 
 def after_training(setup: Setup, task: Classify, run: Path) -> None:

@@ -81,6 +81,8 @@ def _tokenizer_of(run: Path) -> "Tokenizer":
 
 def _before(path: str, words: "Words", setup: "WordRun", run: Path) -> None:
     """A table of data and model."""
+    from vit.cli.report import cache_told
+
     config = setup.config
     network: Any = setup.task.network
     parameters = sum(p.numel() for p in network.parameters())
@@ -109,6 +111,7 @@ def _before(path: str, words: "Words", setup: "WordRun", run: Path) -> None:
     rows += [
         ("size", f"{parameters / 1e6:.2f} M parameters"),
         ("training", f"{training}, rate {config.optim.lr:g}"),
+        *([("cache", cache_told(config, setup.cache_reason))] if setup.words.images else []),
         ("run", display_path(run)),
     ]
     for name, value in rows:

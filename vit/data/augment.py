@@ -37,15 +37,14 @@ def _import_albumentations() -> Any:
 
 A = _import_albumentations()
 
-_INTERPOLATIONS = {"bicubic": cv2.INTER_CUBIC, "bilinear": cv2.INTER_LINEAR}
 _Range = tuple[float, float]
 
 
 class TrainingTransform:
     """Crop, flip, policy, colour jitter and erasing, in this order; what comes out depends on (picture, seed) alone.
 
-    A random-resized part (Szegedy et al. 2015) is averaged over areas where it shrinks, so that nothing aliases, and
-    interpolated as `preprocessing` says where it grows. The other crops resize as `EvaluationTransform` does.
+    A random-resized part (Szegedy et al. 2015) is interpolated as `preprocessing` says, antialiased where it shrinks.
+    The other crops resize as `EvaluationTransform` does.
     Corners that geometric operations leave empty take the mean colour. Erasing (Zhong et al. 2020) fills one rectangle
     with random pixels; each of its sides is 14 % to 57 % of the picture's, its area 2 % to 33 %.
     """
@@ -57,7 +56,7 @@ class TrainingTransform:
         self._fit = None if augment.crop == "random-resized" else EvaluationTransform(preprocessing)
         height, width = self.size
         self._margin = (height // 8, width // 8) if augment.crop == "pad" else (0, 0)
-        self._interpolation = _INTERPOLATIONS[preprocessing.interpolation]
+        self._interpolation = preprocessing.interpolation
         fill = tuple(round(255 * value) for value in preprocessing.mean)
         steps = [*_policy_steps(augment, fill), *_jitter_steps(augment), *_erase_steps(augment)]
         self._steps = A.Compose(steps, is_check_shapes=False) if steps else None
@@ -74,7 +73,7 @@ class TrainingTransform:
             view, _ = self.view(height, width, seed)
             return enough((height, width), (view.height, view.width), self.size)
 
-        return self.show(decode_copy(source, least, max_pixels), seed)
+        return self.show(decode_copy(source, least, max_pixels, passing=True), seed)
 
     def keep(self, source: str | os.PathLike[str] | bytes, max_pixels: int = 100_000_000) -> Copy:
         """What a cache keeps of a picture for draws to come: all that is the same in every draw.
@@ -109,7 +108,7 @@ class TrainingTransform:
         if self._fit is not None:
             return self._varied(self._fit.fit(copy), seed)
         view, seed = self.view(*copy.full, seed)
-        return self._coloured(turned(cut_out(copy, view, self.size, self._interpolation), view), seed)
+        return self._coloured(cut_out(copy, view, self.size, self._interpolation), seed)
 
     def view(self, height: int, width: int, seed: int) -> tuple[View, int]:
         """What a draw shows of a picture [H, W], and the seed of all that is random about its colours.
@@ -136,7 +135,7 @@ class TrainingTransform:
         # One pair of generators for all steps. `set_random_seed` would give every step its own pair with the same seed:
         # the steps' draws would be one another's copies.
         self._steps.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        return self._steps(image=image)["image"]
+        return self._steps(image=np.ascontiguousarray(image))["image"]
 
     def _shifted(self, image: np.ndarray, view: View) -> np.ndarray:
         """The view of a fitted picture whose margins mirror it."""

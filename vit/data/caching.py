@@ -1,10 +1,10 @@
-"""Whether the pictures of a data set are kept once they are decoded, and where: measured, decided, said in one line."""
+"""Whether the pictures of a data set are kept once they are decoded, and where: by measuring."""
 
 import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from vit.data.cache import PixelCache, cache_folder, free_memory
@@ -12,7 +12,7 @@ from vit.data.config import Cache
 from vit.data.dataset import ImageDataset
 from vit.data.decode import picture_size
 from vit.data.sampling import Draw
-from vit.errors import UnreadableImage, display_path
+from vit.errors import UnreadableImage
 
 log = logging.getLogger("vit")
 
@@ -22,54 +22,52 @@ _WORTH = 1.3  # times as fast
 _SHARE = 0.5  # of the free memory
 
 
-def keep_pictures(
-    dataset: ImageDataset,
-    mode: Cache,
-    *,
-    name: str,
-    times: int,
-    processes: int = 1,
-    reserved: int = 0,
-    told: bool = True,
-) -> int:
-    """Give `dataset` the cache that `mode` asks for, and return the bytes of memory that it may come to take.
+@dataclass(frozen=True)
+class Choice:
+    """Where pictures are to be kept, and why, in words."""
 
-    `name` is what the line about it calls the pictures, `times` how often each is to be read, `processes` how many
-    share the machine, each with a cache of its own in memory, of which `reserved` bytes are promised already; `told`
-    whether this one says what it does.
+    cache: Cache
+    reason: str
+
+
+def choose_cache(dataset: ImageDataset, *, times: int, processes: int = 1) -> Choice:
+    """In memory, where the pictures fit into half of what is free and reading them from their files is slower.
+
+    `times` is how often each is to be read, `processes` how many share the machine, each with a cache of its own.
     """
-    say: Callable[..., None] = log.info if told else log.debug
-    if mode in ("none", "device") or not len(dataset) or (mode == "auto" and times < 2):
-        return 0
+    if times < 2:
+        return Choice("none", "each is read once")
     room = slot_room(dataset)
-    total, free = len(dataset) * room, max(0, free_memory() - reserved) // processes
-    size = f"{total / 2**30:.1f} GiB" if total >= 2**29 else f"{total / 2**20:.0f} MiB"
-    if mode == "disk":
-        path = cache_path(dataset, name)
-        dataset.cache = PixelCache(len(dataset), room, path, source=dataset.mark())
-        say("cache      %s: up to %s in %s", name, size, display_path(path))
+    total = len(dataset) * room
+    if total > _SHARE * free_memory() / processes:
+        return Choice("none", f"{_size(total)} are more than half of the free memory; disk keeps them in a file")
+    read, kept = seconds_a_picture(dataset, room)
+    reason = f"reading takes {1e3 * read:.2f} ms, from memory {1e3 * kept:.2f} ms"
+    return Choice("ram" if read >= _WORTH * kept else "none", reason)
+
+
+def keep_pictures(dataset: ImageDataset, cache: Cache, *, name: str, processes: int = 1, reserved: int = 0) -> int:
+    """Give `dataset` the cache that is asked for, and return the bytes of memory that it may come to take.
+
+    `name` is what messages call the pictures; `reserved` bytes of the memory are promised already. Where memory has not
+    room for all, the first ones are kept. Raises DataError where a file cannot be made.
+    """
+    if cache not in ("ram", "disk") or not len(dataset):
         return 0
-    count = len(dataset)
-    if mode == "auto":
-        if total > _SHARE * free:
-            hint = "; --data.cache disk keeps them in a file" if room else ""
-            say("cache      none of %s: %s are more than half of the free memory%s", name, size, hint)
-            return 0
-        read, kept = seconds_a_picture(dataset, room)
-        if read < _WORTH * kept:
-            say("cache      none of %s: reading takes %.2f ms, from memory %.2f ms", name, 1e3 * read, 1e3 * kept)
-            return 0
-        how = f"reading takes {1e3 * read:.2f} ms, from memory {1e3 * kept:.2f} ms"
-    elif total > 0.9 * free:
+    room, count = slot_room(dataset), len(dataset)
+    if cache == "disk":
+        dataset.cache = PixelCache(count, room, cache_path(dataset, name), source=dataset.mark())
+        return 0
+    free = max(0, free_memory() - reserved) / processes
+    if count * room > 0.9 * free:
         count = int(0.9 * free / room)
-        how = f"the memory has room for {count} of {len(dataset)} pictures"
-        if told:
-            log.warning("cache      %s: %s", name, how)
-    else:
-        how = "as asked for"
+        log.warning("cache      the memory has room for %d of %d %s pictures", count, len(dataset), name)
     dataset.cache = PixelCache(count, room)
-    say("cache      %s in memory, up to %s (%s)", name, size, how)
     return count * room
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.0f} MiB"
 
 
 def slot_room(dataset: ImageDataset) -> int:

@@ -53,27 +53,12 @@ class EpochData(L.LightningDataModule):
     def _workers(self) -> int:
         return worker_count(self._data.workers, self.trainer.num_devices if self.trainer else 1)
 
-    def _keep(self, dataset: ImageDataset, name: str, times: int) -> None:
-        """Let `dataset`, whose pictures are each read so many `times`, keep them as the settings say."""
-        rank, _ = self._place()
+    def _keep(self, dataset: ImageDataset, name: str) -> None:
+        """Let `dataset` keep its pictures as the settings say."""
         processes = self.trainer.num_devices if self.trainer else 1
         self._reserved += keep_pictures(
-            dataset,
-            self._data.cache,
-            name=name,
-            times=times,
-            processes=processes,
-            reserved=self._reserved,
-            told=rank == 0,
+            dataset, self._data.cache, name=name, processes=processes, reserved=self._reserved
         )
-
-    def _epochs(self) -> int:
-        """Epochs of this run."""
-        return (self.trainer.max_epochs or 1) if self.trainer else 1
-
-    def _validations(self) -> int:
-        """How often this run validates."""
-        return self._epochs() // (self.trainer.check_val_every_n_epoch or 1) if self.trainer else 1
 
     def _on_cuda(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
@@ -107,7 +92,7 @@ class ImageFolderData(EpochData):
         sampler.set_epoch(self._epoch)
         transform = TrainingTransform(self._augment, self.preprocessing, kept_side=self._data.cache_side)
         dataset = ImageDataset(samples, transform, seed=self._seed, max_pixels=self._data.max_pixels)
-        self._keep(dataset, "train", self._epochs())
+        self._keep(dataset, "train")
         return image_loader(
             dataset,
             sampler,
@@ -119,13 +104,13 @@ class ImageFolderData(EpochData):
 
     def val_dataloader(self) -> "DataLoader[Batch]":
         """Every validation picture once over all devices."""
-        return self._evaluation_loader("val", self._validations())
+        return self._evaluation_loader("val")
 
     def test_dataloader(self) -> "DataLoader[Batch]":
         """Every test picture once over all devices."""
-        return self._evaluation_loader("test", 1)
+        return self._evaluation_loader("test")
 
-    def _evaluation_loader(self, split: str, times: int) -> "DataLoader[Batch]":
+    def _evaluation_loader(self, split: str) -> "DataLoader[Batch]":
         rank, world = self._place()
         samples = self._samples(split)
         if len(samples) < world:  # Lightning would wait for ever for the device without any
@@ -133,7 +118,8 @@ class ImageFolderData(EpochData):
                 f"{display_path(self.listing.root)}: {len(samples)} pictures for {split} on {world} devices"
             )
         dataset = ImageDataset(samples, EvaluationTransform(self.preprocessing), max_pixels=self._data.max_pixels)
-        self._keep(dataset, split, times)
+        if split == "val":  # the others are read once
+            self._keep(dataset, split)
         sampler = ExactSampler(len(samples), rank=rank, world=world)
         return image_loader(
             dataset,

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import torch
+from torch.nn.functional import interpolate
 
+from vit.data.config import Interpolation
 from vit.data.decode import Copy
 
 _TRIES = 10
@@ -56,21 +59,20 @@ def enough(full: tuple[int, int], part: tuple[int, int], size: tuple[int, int]) 
     return math.ceil(full[0] / shrink), math.ceil(full[1] / shrink)
 
 
-def cut_out(copy: Copy, view: View, size: tuple[int, int], interpolation: int) -> np.ndarray:
-    """The view of a picture as uint8 [h, w, 3]: averaged over areas along sides that shrink, else interpolated.
+def cut_out(copy: Copy, view: View, size: tuple[int, int], interpolation: Interpolation) -> np.ndarray:
+    """The view of a picture as uint8 [h, w, 3], interpolated, antialiased along sides that shrink, and turned.
 
-    The view counts in pixels of the whole picture; of a smaller copy the nearest pixels are taken.
+    The view counts in pixels of the whole picture; of a smaller copy the nearest pixels are taken. torch resizes as
+    Pillow does, in half the time.
     """
     down, across = (extent / full for extent, full in zip(copy.extent, copy.full, strict=True))
     top, bottom = _nearest(view.top * down, (view.top + view.height) * down)
     left, right = _nearest(view.left * across, (view.left + view.width) * across)
-    part = copy.pixels[top:bottom, left:right]
-    smaller = min(size[0], part.shape[0]), min(size[1], part.shape[1])
-    if part.shape[:2] != smaller:
-        part = cv2.resize(part, smaller[::-1], interpolation=cv2.INTER_AREA)
-    if part.shape[:2] != size:
-        part = cv2.resize(part, size[::-1], interpolation=interpolation)
-    return part
+    part = torch.from_numpy(copy.pixels[top:bottom, left:right].copy()).permute(2, 0, 1)
+    if part.shape[1:] != size:
+        part = interpolate(part[None], size=size, mode=interpolation, antialias=True)[0]
+    ways = [axis for axis, turns in ((1, view.upside_down), (2, view.mirrored)) if turns]
+    return (part.flip(ways) if ways else part).permute(1, 2, 0).numpy()
 
 
 def _nearest(first: float, last: float) -> tuple[int, int]:
@@ -80,7 +82,7 @@ def _nearest(first: float, last: float) -> tuple[int, int]:
 
 
 def turned(image: np.ndarray, view: View) -> np.ndarray:
-    """`image` [h, w, 3] mirrored or upside down, as the view says."""
+    """A fitted picture [h, w, 3] mirrored or upside down, as the view says."""
     if view.mirrored and view.upside_down:
         return cv2.flip(image, -1)
     if view.mirrored or view.upside_down:

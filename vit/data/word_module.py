@@ -20,6 +20,7 @@ class WordsData(EpochData):
 
     def train_dataloader(self) -> "DataLoader[WordBatch]":
         """Batches of equal size; less data than one batch gives one smaller batch."""
+        self._keep_pictures(self.train, "train")
         rank, world = self._place()
         sampler = EpochSampler(range(len(self.train)), seed=self._seed, rank=rank, world=world)
         sampler.set_epoch(self._epoch)
@@ -39,6 +40,7 @@ class WordsData(EpochData):
         rank, world = self._place()
         if len(self.val) < world:  # Lightning would wait for ever for the device without any
             raise DataError(f"{len(self.val)} samples for validation on {world} devices")
+        self._keep_pictures(self.val, "val")
         sampler = ExactSampler(len(self.val), rank=rank, world=world)
         return word_loader(
             self.val,
@@ -47,6 +49,10 @@ class WordsData(EpochData):
             workers=self._workers_for(self.val),
             pin_memory=self._on_cuda(),
         )
+
+    def _keep_pictures(self, dataset: WordDataset | WindowDataset, name: str) -> None:
+        if isinstance(dataset, WordDataset) and dataset.images is not None:
+            self._keep(dataset.images, name)
 
     def _workers_for(self, dataset: WordDataset | WindowDataset) -> int:
         """None where there is nothing to decode: starting a process takes longer."""

@@ -109,22 +109,22 @@ class WordDataset(Dataset[WordItem]):
     ) -> None:
         self.texts = texts
         self._groups = Texts(groups)
-        self._images, self._sources = images, sources
+        self.images, self._sources = images, sources
         self._labels = None if labels is None else np.asarray(labels, dtype=np.int64)
         self._training, self._drawn, self._seed = training, drawn, seed
 
     @property
     def decodes(self) -> bool:
         """Whether there are pictures to decode, which is work for several processes."""
-        return self._images is not None
+        return self.images is not None
 
     def __len__(self) -> int:
         return len(self._groups)
 
     def __getitem__(self, draw: Draw) -> WordItem:
         item = WordItem(draw.index)
-        if self._images is not None:
-            loaded = self._images[draw]
+        if self.images is not None:
+            loaded = self.images[draw]
             if not isinstance(loaded, Loaded):
                 return WordItem(draw.index, failure=loaded.reason)
             item.image = loaded.image

@@ -24,9 +24,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.flop_counter import FlopCounterMode
 
+from vit.data.caching import choose_cache
 from vit.data.config import Preprocessing
+from vit.data.dataset import ImageDataset
 from vit.data.decode import picture_size
-from vit.data.folders import Listing, write_split
+from vit.data.folders import Listing, Sample, write_split
 from vit.data.module import ImageFolderData
 from vit.errors import ConfigError, UnreadableImage, display_path
 from vit.files import write_text
@@ -58,6 +60,8 @@ class Setup:
     architecture: VisionArchitecture
     preprocessing: Preprocessing
     start: ModelFile | None
+    cache_reason: str = ""
+    """why `data.cache` was chosen, where it was left open"""
 
     @property
     def new_head(self) -> bool:
@@ -77,7 +81,9 @@ def set_up(listing: Listing, config: Config) -> Setup:
     config = replace(config, optim=replace(config.optim, lr=lr, layer_decay=layer_decay))
     typical = typical_side([sample.path for sample in listing.splits["train"]])
     config, architecture, preprocessing, start = settle_encoder(config, typical, len(listing.classes))
-    return Setup(config, listing, architecture, preprocessing, start)
+    paths = [sample.path for sample in listing.splits["train"]]
+    config, reason = settle_cache(config, paths, preprocessing, decode=config.tune.method == "full")
+    return Setup(config, listing, architecture, preprocessing, start, reason)
 
 
 def settle_encoder(
@@ -100,6 +106,24 @@ def settle_encoder(
     kept = {name: value for name, value in vars(preprocessing).items() if name != "size"}
     model, data = replace(config.model, image_size=architecture.image_size), replace(config.data, **kept)
     return replace(config, model=model, data=data), architecture, preprocessing, start
+
+
+def settle_cache(
+    config: Config, paths: Sequence[str], preprocessing: Preprocessing, *, decode: bool = True
+) -> tuple[Config, str]:
+    """With `auto` decided for the training pictures, by measuring, and why.
+
+    A run's config tells what it did, for a resumed run to do the same. `decode` is whether they are read every epoch.
+    """
+    if config.data.cache != "auto":
+        return config, ""
+    from vit.data.augment import TrainingTransform  # takes a second, and evaluation does without
+
+    transform = TrainingTransform(config.augment, preprocessing, kept_side=config.data.cache_side)
+    dataset = ImageDataset([Sample(path, 0) for path in paths], transform, max_pixels=config.data.max_pixels)
+    times = config.train.epochs if decode else 1
+    choice = choose_cache(dataset, times=times, processes=max(1, torch.cuda.device_count()))
+    return replace(config, data=replace(config.data, cache=choice.cache)), choice.reason
 
 
 def typical_side(paths: Sequence[str], sample: int = 32) -> int:

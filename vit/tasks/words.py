@@ -33,7 +33,7 @@ from vit.models.text_architecture import EncoderDecoderArchitecture, FusionArchi
 from vit.models.vision import VisionTransformer
 from vit.tasks.config import Config
 from vit.tasks.fuse import Fuse
-from vit.tasks.run import settle_encoder, settled_precision, typical_side
+from vit.tasks.run import settle_cache, settle_encoder, settled_precision, typical_side
 from vit.tasks.write import Write
 
 log = logging.getLogger("vit")
@@ -85,6 +85,8 @@ class WordRun:
     data: WordsData
     cut: int
     """training texts that were cut to the model's length"""
+    cache_reason: str = ""
+    """why `data.cache` was chosen, where it was left open"""
 
 
 def read_words(data: str, config: Config) -> Words:
@@ -176,6 +178,7 @@ def _language(words: Words, config: Config, tokenizer: Tokenizer, start: ModelFi
 
 def _caption(words: Words, config: Config, tokenizer: Tokenizer, start: ModelFile | None) -> WordRun:
     config, encoder, preprocessing, first = settle_encoder(config, typical_side(words.images["train"]), 0)
+    config, reason = settle_cache(config, words.images["train"], preprocessing)
     texts, config = _encoded(words, config, tokenizer, start)
     assert config.text.length is not None
     dim = config.text.dim or encoder.dim
@@ -197,9 +200,8 @@ def _caption(words: Words, config: Config, tokenizer: Tokenizer, start: ModelFil
     )
     if first is not None:
         task.licence, task.origin = first.licence, f"encoder from {config.model.init}"
-    return WordRun(
-        config, words, tokenizer, task, WordsData(train, val, config.data, config.train.seed), texts["train"].cut
-    )
+    data = WordsData(train, val, config.data, config.train.seed)
+    return WordRun(config, words, tokenizer, task, data, texts["train"].cut, reason)
 
 
 def _translate(words: Words, config: Config, tokenizer: Tokenizer, start: ModelFile | None) -> WordRun:
@@ -228,6 +230,7 @@ def _fuse(words: Words, config: Config, tokenizer: Tokenizer, start: ModelFile |
         reason = f"answers that training lacks: {', '.join(unknown[:3])}" if unknown else "needs two answers or more"
         raise DataError(f"the questions for validation have {reason}" if unknown else f"fuse {reason}")
     config, encoder, preprocessing, first = settle_encoder(config, typical_side(words.images["train"]), 0)
+    config, reason = settle_cache(config, words.images["train"], preprocessing)
     texts, config = _encoded(words, config, tokenizer, start)
     assert config.text.length is not None
     dim = config.text.dim or encoder.dim
@@ -251,9 +254,8 @@ def _fuse(words: Words, config: Config, tokenizer: Tokenizer, start: ModelFile |
         for split in ("train", "val")
     )
     task = Fuse(network, classes, tokenizer, preprocessing, config)
-    return WordRun(
-        config, words, tokenizer, task, WordsData(train, val, config.data, config.train.seed), texts["train"].cut
-    )
+    data = WordsData(train, val, config.data, config.train.seed)
+    return WordRun(config, words, tokenizer, task, data, texts["train"].cut, reason)
 
 
 @dataclass
@@ -311,7 +313,10 @@ def _dataset(
     images = None
     if preprocessing is not None:
         training = split == "train"
-        transform = TrainingTransform(config.augment, preprocessing) if training else EvaluationTransform(preprocessing)
+        side = config.data.cache_side
+        transform: TrainingTransform | EvaluationTransform = EvaluationTransform(preprocessing)
+        if training:
+            transform = TrainingTransform(config.augment, preprocessing, kept_side=side)
         samples = [Sample(path, 0) for path in words.images[split]]
         images = ImageDataset(samples, transform, seed=config.train.seed, max_pixels=config.data.max_pixels)
     part = texts[split]
