@@ -136,7 +136,9 @@ def test_a_side_that_shrinks_is_averaged_while_the_other_grows() -> None:
     stripes[:, ::2] = 255
     out = cut_out(Copy.whole(stripes), View(0, 0, 40, 400), (80, 40), "bicubic")
     assert out.shape == (80, 40, 3)
-    assert np.abs(out.astype(int) - 127).max() <= 8  # 255 where stripes alias; the cubic filter overshoots at the borders
+    assert (
+        np.abs(out.astype(int) - 127).max() <= 8
+    )  # 255 where stripes alias; the cubic filter overshoots at the borders
 
 
 def test_views_are_turned_as_they_say() -> None:

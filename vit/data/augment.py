@@ -55,11 +55,22 @@ class TrainingTransform:
         self._augment = augment = augment.settled()
         self._fit = None if augment.crop == "random-resized" else EvaluationTransform(preprocessing)
         height, width = self.size
-        self._margin = (height // 8, width // 8) if augment.crop == "pad" else (0, 0)
+        self.margin = (height // 8, width // 8) if augment.crop == "pad" else (0, 0)
+        """rows and columns by which a padded crop is shifted at most"""
         self._interpolation = preprocessing.interpolation
         fill = tuple(round(255 * value) for value in preprocessing.mean)
         steps = [*_policy_steps(augment, fill), *_jitter_steps(augment), *_erase_steps(augment)]
         self._steps = A.Compose(steps, is_check_shapes=False) if steps else None
+
+    @property
+    def parts(self) -> bool:
+        """Whether random parts are drawn, rather than shifts of the fitted picture."""
+        return self._fit is None
+
+    @property
+    def colours(self) -> bool:
+        """Whether there is more to vary than the place and the turn."""
+        return self._steps is not None
 
     def read(self, source: str | os.PathLike[str] | bytes, seed: int, max_pixels: int = 100_000_000) -> np.ndarray:
         """Decode as much of a picture as this draw needs, and vary it -> uint8 [h, w, 3].
@@ -119,7 +130,7 @@ class TrainingTransform:
         if self._fit is None:
             part = random_part(height, width, self._augment.crop_scale, self._augment.crop_ratio, rng)
         else:
-            top, left = (rng.randint(0, 2 * margin) for margin in self._margin)
+            top, left = (rng.randint(0, 2 * margin) for margin in self.margin)
             part = (top, left, *self.size)
         mirrored, upside_down = (rng.random() < (p or 0) for p in (self._augment.flip, self._augment.vertical_flip))
         return View(*part, mirrored, upside_down), rng.getrandbits(32)
@@ -139,7 +150,7 @@ class TrainingTransform:
 
     def _shifted(self, image: np.ndarray, view: View) -> np.ndarray:
         """The view of a fitted picture whose margins mirror it."""
-        rows, columns = self._margin
+        rows, columns = self.margin
         if (view.top, view.left) == (rows, columns):
             return image
         image = cv2.copyMakeBorder(image, rows, rows, columns, columns, cv2.BORDER_REFLECT_101)

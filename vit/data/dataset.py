@@ -93,23 +93,23 @@ class ImageDataset(Dataset[Loaded | Failed]):
         paths = [os.fsencode(sample.path) for sample in samples]
         self._paths = b"".join(paths)
         self._ends = np.cumsum([0, *(len(path) for path in paths)])
-        self._labels = np.array([sample.label for sample in samples], dtype=np.int64)
-        self._transform = transform
-        self._seed = seed
+        self.labels = np.array([sample.label for sample in samples], dtype=np.int64)
+        self.transform = transform
+        self.seed = seed
         self._max_pixels = max_pixels
         self.cache = cache
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def __getitem__(self, draw: Draw) -> Loaded | Failed:
         try:
             image = self.pixels(draw, self.cache)
         except UnreadableImage as error:
-            return Failed(draw.index, error.reason, self._transform.size)
+            return Failed(draw.index, error.reason, self.transform.size)
         except OSError as error:
-            return Failed(draw.index, error.strerror or str(error), self._transform.size)
-        return Loaded(as_tensor(image), int(self._labels[draw.index]), draw.index)
+            return Failed(draw.index, error.strerror or str(error), self.transform.size)
+        return Loaded(as_tensor(image), int(self.labels[draw.index]), draw.index)
 
     def path(self, index: int) -> str:
         """Where picture `index` lies."""
@@ -120,11 +120,11 @@ class ImageDataset(Dataset[Loaded | Failed]):
 
         Raises UnreadableImage as `decode` does.
         """
-        transform = self._transform
+        transform = self.transform
         kept = None if cache is None else self.keep(cache, draw.index)
         if isinstance(transform, EvaluationTransform):
             return transform.read(self.path(draw.index), self._max_pixels) if kept is None else kept.pixels
-        seed = draw_seed(self._seed, *draw)
+        seed = draw_seed(self.seed, *draw)
         if kept is None:
             return transform.read(self.path(draw.index), seed, self._max_pixels)
         return transform.show(kept, seed)
@@ -133,14 +133,18 @@ class ImageDataset(Dataset[Loaded | Failed]):
         """What the cache has of picture `index`, which is decoded first where that is nothing."""
         kept = cache.get(index)
         if kept is None:
-            kept = self._transform.keep(self.path(index), self._max_pixels)
+            kept = self.kept(index)
             cache.put(index, kept)
         return kept
+
+    def kept(self, index: int) -> Copy:
+        """What caches keep of picture `index`, decoded now. Raises UnreadableImage."""
+        return self.transform.keep(self.path(index), self._max_pixels)
 
     @property
     def how(self) -> str:
         """How pictures are kept, in words: whatever changes what a cache holds."""
-        return f"{self._transform.kept_as()} {self._max_pixels}"
+        return f"{self.transform.kept_as()} {self._max_pixels}"
 
     def mark(self) -> str:
         """What a cache must have been made of to hold these pictures."""
@@ -148,7 +152,7 @@ class ImageDataset(Dataset[Loaded | Failed]):
 
     def kept_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of what a cache keeps of a picture [H, W]."""
-        return self._transform.kept_size(height, width)
+        return self.transform.kept_size(height, width)
 
 
 def collate(items: Sequence[Loaded | Failed]) -> Batch:

@@ -1,8 +1,9 @@
 """Batches as Lightning's data modules: of image folders here, of words in `vit.data.word_module`."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
+import torch
 from torch.utils.data import DataLoader
 
 from vit.data.caching import keep_pictures
@@ -12,6 +13,9 @@ from vit.data.folders import Listing, Sample
 from vit.data.sampling import EpochSampler, ExactSampler
 from vit.data.transforms import EvaluationTransform
 from vit.errors import DataError, display_path
+
+if TYPE_CHECKING:  # imports albumentations
+    from vit.data.device import DeviceLoader
 
 
 class EpochData(L.LightningDataModule):
@@ -75,7 +79,7 @@ class ImageFolderData(EpochData):
         self.preprocessing = preprocessing
         self._augment = augment
 
-    def train_dataloader(self) -> "DataLoader[Batch]":
+    def train_dataloader(self) -> "DataLoader[Batch] | DeviceLoader":
         """Batches of equal size; a folder smaller than one batch gives one smaller batch."""
         from vit.data.augment import TrainingTransform  # takes a second, and evaluation does without
 
@@ -93,6 +97,8 @@ class ImageFolderData(EpochData):
         transform = TrainingTransform(self._augment, self.preprocessing, kept_side=self._data.cache_side)
         dataset = ImageDataset(samples, transform, seed=self._seed, max_pixels=self._data.max_pixels)
         self._keep(dataset, "train")
+        if self._data.cache == "device":
+            return self._on_device(dataset, sampler, drop_last=len(sampler) >= self._data.batch_size)
         return image_loader(
             dataset,
             sampler,
@@ -102,15 +108,15 @@ class ImageFolderData(EpochData):
             drop_last=len(sampler) >= self._data.batch_size,
         )
 
-    def val_dataloader(self) -> "DataLoader[Batch]":
+    def val_dataloader(self) -> "DataLoader[Batch] | DeviceLoader":
         """Every validation picture once over all devices."""
         return self._evaluation_loader("val")
 
-    def test_dataloader(self) -> "DataLoader[Batch]":
+    def test_dataloader(self) -> "DataLoader[Batch] | DeviceLoader":
         """Every test picture once over all devices."""
         return self._evaluation_loader("test")
 
-    def _evaluation_loader(self, split: str) -> "DataLoader[Batch]":
+    def _evaluation_loader(self, split: str) -> "DataLoader[Batch] | DeviceLoader":
         rank, world = self._place()
         samples = self._samples(split)
         if len(samples) < world:  # Lightning would wait for ever for the device without any
@@ -120,6 +126,8 @@ class ImageFolderData(EpochData):
         dataset = ImageDataset(samples, EvaluationTransform(self.preprocessing), max_pixels=self._data.max_pixels)
         if split == "val":  # the others are read once
             self._keep(dataset, split)
+            if self._data.cache == "device":
+                return self._on_device(dataset, ExactSampler(len(samples), rank=rank, world=world))
         sampler = ExactSampler(len(samples), rank=rank, world=world)
         return image_loader(
             dataset,
@@ -128,6 +136,14 @@ class ImageFolderData(EpochData):
             workers=self._workers(),
             pin_memory=self._on_cuda(),
         )
+
+    def _on_device(
+        self, dataset: ImageDataset, sampler: EpochSampler | ExactSampler, *, drop_last: bool = False
+    ) -> "DeviceLoader":
+        from vit.data.device import DeviceLoader
+
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        return DeviceLoader(dataset, sampler, device=device, batch_size=self._data.batch_size, drop_last=drop_last)
 
     def _samples(self, split: str) -> list[Sample]:
         """The pictures of `split`; DataError where there are none."""
