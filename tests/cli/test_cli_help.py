@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
 KEYS = """
 task
 data.batch_size data.workers data.val_fraction data.test_fraction data.resize data.crop_fraction data.interpolation
-data.mean data.std data.balanced data.repeats data.max_pixels
+data.mean data.std data.balanced data.repeats data.max_pixels data.cache data.cache_side
 augment.crop augment.crop_scale augment.crop_ratio augment.flip augment.vertical_flip augment.color_jitter
 augment.policy augment.policy_ops augment.policy_magnitude augment.erase augment.mixup augment.cutmix
 augment.mix_probability augment.mix_switch augment.mix_off_epochs
@@ -45,7 +45,9 @@ OPTIONS = {
     "evaluate": "MODEL DATA --out --split --weights --batch-size --workers "
     "--accelerator --devices --strategy --beams --java --precision",
     "predict": "MODEL PATH --text --top --format --out --batch-size --weights --device",
-    "data check": "DATA --json",
+    "data check": "DATA --json --html --list",
+    "data preview": "DATA --out --epoch --config",
+    "data pack": "DATA --config",
     "data make digits": "OUT",
     "data make scenes": "OUT --count --seed --size",
     "data make dates": "OUT --count --seed",
@@ -68,6 +70,8 @@ COMMANDS = [
     "evaluate",
     "predict",
     "data check",
+    "data preview",
+    "data pack",
     "data make digits",
     "data make scenes",
     "models",
@@ -93,7 +97,7 @@ def test_the_options_of_a_command_are_these(command: str, monkeypatch: pytest.Mo
     def catch(self: argparse.ArgumentParser, *_: object) -> None:
         raise Parsed(self)
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", catch)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", catch)
     name, *below = command.split()
     with pytest.raises(Parsed) as caught:
         MAINS[name].main([])

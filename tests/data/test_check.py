@@ -1,8 +1,11 @@
 """The check of a data set: what must be mended is named and counted, nothing is changed."""
 
+import base64
 import hashlib
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +16,9 @@ from PIL import Image
 
 from vit.cli.data import main
 from vit.data import check as check_module
-from vit.data.check import check, report_lines
+from vit.data.check import check, report_lines, write_good
 from vit.data.duplicates import fingerprint, near_pairs
+from vit.data.folders import list_training
 
 
 def picture(seed: int, height: int = 48, width: int = 64) -> np.ndarray:
@@ -271,3 +275,47 @@ def test_help_imports_nothing_heavy():
     code = "import sys, vit.cli.data; print([m for m in ('numpy', 'torch', 'PIL', 'sklearn') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_the_good_pictures_are_a_list_to_train_on(tmp_path, capsys):
+    fill(tmp_path / "data")
+    first = put(tmp_path / "data" / "train" / "a" / "x.png", picture(7777))
+    put(tmp_path / "data" / "val" / "a" / "y.bmp", picture(7777))  # a leak: kept to measure on
+    put(tmp_path / "data" / "train" / "a" / "z.png", picture(8888))  # two classes: neither
+    put(tmp_path / "data" / "train" / "b" / "z.png", picture(8888))
+    (tmp_path / "data" / "train" / "b" / "broken.jpg").write_text("<html>")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
+    assert main(["check", str(tmp_path / "data"), "--list", str(tmp_path / "good.csv")]) == 1
+    capsys.readouterr()
+    listing = list_training(tmp_path / "good.csv", val_fraction=0.2, test_fraction=0.0, seed=0)
+    used = {split: {sample.path for sample in samples} for split, samples in listing.splits.items()}
+    assert {split: len(paths) for split, paths in used.items()} == {"train": 20, "val": 21}
+    assert first not in used["train"]
+    assert str(tmp_path / "data" / "val" / "a" / "y.bmp") in used["val"]
+    assert check(tmp_path / "good.csv").must_mend == []
+    assert all(path.read_bytes() == data for path, data in before.items())
+
+
+def test_data_without_splits_gives_a_list_without_splits(tmp_path):
+    fill(tmp_path / "data", ("",))
+    report = check(tmp_path / "data")
+    write_good(report, tmp_path / "good.csv")
+    assert (tmp_path / "good.csv").read_text().splitlines()[0] == "class,path"
+    assert check(tmp_path / "good.csv").counts == report.counts
+
+
+def test_the_page_shows_the_pictures_in_question_and_names_as_text(tmp_path, capsys):
+    fill(tmp_path)
+    put(tmp_path / "train" / "a" / "<b>&.png", picture(7777))
+    put(tmp_path / "val" / "a" / "y.bmp", picture(7777))
+    (tmp_path / "train" / "a" / "text.jpg").write_text("<html>")
+    assert main(["check", str(tmp_path), "--html", str(tmp_path / "page.html")]) == 1
+    capsys.readouterr()
+    page = (tmp_path / "page.html").read_text()
+    assert "train/a/&lt;b&gt;&amp;.png" in page
+    assert "<b>&" not in page
+    assert page.count("data:image/jpeg;base64,") == 2
+    assert "text.jpg: not a picture of a known format" in page
+    shown = re.findall(r"base64,([^']+)'", page)
+    with Image.open(io.BytesIO(base64.b64decode(shown[0]))) as image:
+        assert max(image.size) <= 128

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     if settings:
         parser.error(f"unrecognized arguments: {' '.join(settings)}")
     if arguments.command == "check":
-        return _check(arguments.data, arguments.json)
+        return _check(arguments.data, arguments.json, arguments.html, arguments.list)
     if arguments.set == "scenes":
         return _make_scenes(arguments.out, arguments.count, arguments.seed, arguments.size)
     if arguments.set == "dates":
@@ -43,6 +43,13 @@ def _parser() -> Parser:
     )
     check.add_argument("data", metavar="DATA", help="a folder of class folders, or a .csv or .jsonl list")
     check.add_argument("--json", action="store_true", help="print the report as JSON")
+    check.add_argument("--html", metavar="FILE", help="write the report as one page with the pictures in question")
+    check.add_argument(
+        "--list",
+        metavar="FILE",
+        help="write the pictures that can be used as a .csv that vit train takes: readable, of one class, and of equal "
+        "ones one, in val or test rather than in train",
+    )
     preview = commands.add_parser(
         "preview",
         help="draw a training batch as the network will see it",
@@ -99,10 +106,17 @@ def _parser() -> Parser:
     return parser
 
 
-def _check(data: str, as_json: bool) -> int:
-    from vit.data.check import check, report_lines
+def _check(data: str, as_json: bool, page: str | None, good: str | None) -> int:
+    from vit.data.check import check, report_lines, write_good
 
     report = check(data, progress=_show_progress if sys.stderr.isatty() else None)
+    if page is not None:
+        from vit.data.check_page import check_page
+        from vit.files import write_text
+
+        write_text(Path(page), check_page(report))
+    if good is not None:
+        write_good(report, Path(good))
     if as_json:
         print(json.dumps(report.as_json(), indent=2))
     else:

@@ -3,11 +3,13 @@
 Nothing on disk is changed.
 """
 
+import csv
 import os
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +19,14 @@ from vit.data.duplicates import Fingerprint, fingerprint, near_pairs
 from vit.data.folders import training_problems
 from vit.data.layouts import UNSPLIT, Found, LeftOut, find_pictures
 from vit.errors import DataError, UnreadableImage, display_path
+from vit.files import whole_file
 
 _WAITING = 8  # pictures a thread
 _ALIKE = 1_000_000  # pairs gone through; a thousand copies of one picture make half as many
 _SHOWN = 10  # of each kind in the text; JSON has all
 _FEW_PICTURES = 10
 _IMBALANCE = 10.0
+_MEASURED = {"test": 0, "val": 1}  # a picture in one of these must not be trained on
 
 
 @dataclass
@@ -49,12 +53,15 @@ class Report:
     """the same pixels several times in one split and class"""
     more_alike: bool = False
     """whether the search for what looks alike was ended early, because there is so much of it"""
+    good: list[tuple[str, str, str]] = field(default_factory=list)
+    """split, class and path of the pictures that can be used: readable, of one class, and of equal ones the first, in a
+    split that is measured on rather than in the one to train on; not in `as_json`"""
     must_mend: list[str] = field(default_factory=list)
     worth_a_look: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """The report as nested dictionaries and lists."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "good"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +157,9 @@ def _compare(report: Report, marks: dict[_Picture, Fingerprint]) -> None:
             report.conflicts.append(paths)
         if len(group) > 1 and len(splits) == len(labels) == 1:
             report.copies.append(paths)
+        if len(labels) == 1:
+            best = min(group, key=lambda picture: _MEASURED.get(picture.split, len(_MEASURED)))
+            report.good.append((best.split, best.label, best.path))
     firsts = [group[0] for group in groups.values()]
     if len(firsts) < 2:
         return
@@ -203,6 +213,18 @@ def _class_remarks(report: Report, train: dict[str, int]) -> Iterator[str]:
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
+
+
+def write_good(report: Report, path: Path) -> None:
+    """Write the pictures that can be used as a list that `vit train` takes: split, where there are any, class, path."""
+    split = any(split != UNSPLIT for split, _, _ in report.good)
+    with (
+        whole_file(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream,
+    ):
+        writer = csv.writer(stream)
+        writer.writerow(["split", "class", "path"] if split else ["class", "path"])
+        writer.writerows(row if split else row[1:] for row in sorted(report.good))
 
 
 def report_lines(report: Report) -> Iterator[str]:
