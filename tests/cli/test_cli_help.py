@@ -46,7 +46,7 @@ OPTIONS = {
     "--accelerator --devices --strategy --beams --java --precision",
     "predict": "MODEL PATH --text --top --format --out --batch-size --weights --device",
     "data check": "DATA --json --html --list",
-    "data preview": "DATA --out --epoch --config",
+    "data preview": "DATA --config --out --epoch",
     "data pack": "DATA --config",
     "data make digits": "OUT",
     "data make scenes": "OUT --count --seed --size",

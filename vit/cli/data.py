@@ -56,8 +56,6 @@ def _parser() -> Parser:
         description="Draw the first training batch of an epoch as the network will see it, cropped, varied and mixed, "
         "with its labels. Takes the settings of vit train: --config FILE, --part.key VALUE.",
     )
-    preview.add_argument("--out", metavar="FILE", default="preview.png", help="PNG to write (default: %(default)s)")
-    preview.add_argument("--epoch", metavar="N", type=int, default=0, help="counted from 0 (default: 0)")
     pack = commands.add_parser(
         "pack",
         help="decode all pictures beforehand, into the user's cache folder",
@@ -68,6 +66,8 @@ def _parser() -> Parser:
     for command in (preview, pack):
         command.add_argument("data", metavar="DATA", help="a folder of class folders, or a .csv or .jsonl list")
         command.add_argument("--config", metavar="FILE", action="append", default=[], help="YAML with settings")
+    preview.add_argument("--out", metavar="FILE", default="preview.png", help="PNG to write (default: %(default)s)")
+    preview.add_argument("--epoch", metavar="N", type=int, default=0, help="counted from 0 (default: 0)")
     make = commands.add_parser("make", help="make a data set", description="Make a data set.")
     sets = make.add_subparsers(dest="set", required=True, metavar="digits|scenes|dates")
     digits = sets.add_parser(
