@@ -13,11 +13,13 @@ def main(argv: list[str]) -> int:
     """Run `vit data` with the words after it; returns the exit code. Exits with 2 on wrong use, raises `VitError`."""
     parser = _parser()
     arguments, settings = parser.parse_known_args(argv)
-    if arguments.command in ("preview", "pack"):
+    if arguments.command in ("preview", "pack", "shard"):
         from vit.cli.config import compose
-        from vit.cli.data_pictures import pack, preview
+        from vit.cli.data_pictures import pack, preview, shard
 
         config = compose(arguments.config, settings)
+        if arguments.command == "shard":
+            return shard(arguments.data, config, arguments.out, arguments.megabytes)
         if arguments.command == "pack":
             return pack(arguments.data, config)
         return preview(arguments.data, config, Path(arguments.out), arguments.epoch)
@@ -34,7 +36,7 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> Parser:
     parser = Parser("vit data", description="Look through a data set, keep it decoded, or make a small one.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="check|preview|pack|make")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="check|preview|pack|shard|make")
     check = commands.add_parser(
         "check",
         help="decode every picture, find copies, gaps and leaks between splits",
@@ -63,11 +65,23 @@ def _parser() -> Parser:
         "reads, in $VIT_CACHE or the user's cache folder. Takes the settings of vit train: --config FILE, "
         "--part.key VALUE. What is there already is kept; pictures that changed are decoded again.",
     )
-    for command in (preview, pack):
+    shard = commands.add_parser(
+        "shard",
+        help="write the pictures as a few large files, to stream from",
+        description="Write the pictures of all splits as shards, LitData's chunks, which vit train and vit evaluate "
+        "take as DATA. Takes the settings of vit train that choose pictures: --data.val_fraction and the like.",
+    )
+    for command in (preview, pack, shard):
         command.add_argument("data", metavar="DATA", help="a folder of class folders, or a .csv or .jsonl list")
         command.add_argument("--config", metavar="FILE", action="append", default=[], help="YAML with settings")
     preview.add_argument("--out", metavar="FILE", default="preview.png", help="PNG to write (default: %(default)s)")
     preview.add_argument("--epoch", metavar="N", type=int, default=0, help="counted from 0 (default: 0)")
+    shard.add_argument(
+        "--out", metavar="URL", required=True, help="a new folder, or an address such as s3://bucket/name"
+    )
+    shard.add_argument(
+        "--megabytes", metavar="N", type=int, default=64, help="about the size of a file (default: %(default)s)"
+    )
     make = commands.add_parser("make", help="make a data set", description="Make a data set.")
     sets = make.add_subparsers(dest="set", required=True, metavar="digits|scenes|dates")
     digits = sets.add_parser(

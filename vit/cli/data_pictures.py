@@ -91,6 +91,22 @@ def pack(data: str, config: Config) -> int:
     return 1 if failed else 0
 
 
+def shard(data: str, config: Config, out: str, megabytes: int) -> int:
+    """Write the pictures of DATA as shards. -> the exit code."""
+    from vit.data.folders import list_training
+    from vit.data.shards import write_shards
+
+    if megabytes < 1:
+        raise ConfigError(f"--megabytes: must be at least 1, got {megabytes}")
+    shares = {"val_fraction": config.data.val_fraction, "test_fraction": config.data.test_fraction}
+    listing = list_training(data, **shares, seed=config.train.seed)
+    write_shards(listing, out, megabytes=megabytes, workers=config.data.workers)
+    splits = "   ".join(f"{name} {len(samples):,}" for name, samples in listing.splits.items())
+    log.info("shards     %s in %s", splits, display_path(out))
+    log.info("next       vit train %s", display_path(out))
+    return 0
+
+
 def _fill(dataset: "ImageDataset", split: str) -> int:
     """Fill the cache of a data set, and tell; -> how many pictures could not be read."""
     from tqdm import tqdm

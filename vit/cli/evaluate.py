@@ -227,6 +227,7 @@ def _draw_mistakes(
     """The wrong answers of highest loss, as the model saw them. Returns how many wrong answers there are in all."""
     import numpy as np
 
+    from vit.data.dataset import picture_source
     from vit.data.transforms import EvaluationTransform
     from vit.evaluate.plots import gallery
 
@@ -238,7 +239,7 @@ def _draw_mistakes(
     for row in worst:
         sample = samples[gathered.indices[row]]
         caption = f"answer {classes[p.top[row, 0]]} ({p.probabilities[row, 0]:.0%})\ntrue {classes[sample.label]}"
-        pictures.append((transform.read(sample.path), caption))
+        pictures.append((transform.read(picture_source(sample.path)), caption))
     if pictures:
         gallery(pictures, path)
     else:

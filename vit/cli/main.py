@@ -38,6 +38,7 @@ One transformer block, from image folders to captions.
   vit data check DATA         broken files, duplicates across splits, class counts
   vit data preview DATA       a training batch as the network will see it, as a picture
   vit data pack DATA          all pictures decoded beforehand, for training from disk
+  vit data shard DATA         all pictures as a few large files, to stream from
   vit data make digits OUT    a small data set of real handwritten digits to try things with
   vit data make scenes OUT    coloured shapes with captions and questions; `make dates`: pairs of texts
   vit models [PATTERN]        the named sizes, and the pretrained weights there are

@@ -76,7 +76,8 @@ def what_next(run: Path) -> None:
         log.info("report     %s", shown)
         return
     log.info("model      %s/model.safetensors", shown)
-    log.info("next       vit evaluate %s %s/split.csv", shown, shown)
+    data = f"{shown}/split.csv" if (run / "split.csv").is_file() else "DATA"
+    log.info("next       vit evaluate %s %s", shown, data)
     log.info("           vit predict %s PICTURE...", shown)
     if (run / "tensorboard").is_dir():  # a head alone leaves none
         log.info("           tensorboard --logdir %s", shown)

@@ -12,7 +12,7 @@ from typing import Any
 
 from vit.cli.config import compose, config_parser, leaf_keys, to_yaml
 from vit.errors import ConfigError, Interrupted, display_path
-from vit.files import write_text
+from vit.files import read_json, write_text
 from vit.tasks.config import Config
 
 log = logging.getLogger("vit")
@@ -89,8 +89,9 @@ def train(data: str | None, config: Config, *, out: str | None = None, resume: b
 
     run = run_folder(data, out, resume, config)
     shares = {"val_fraction": config.data.val_fraction, "test_fraction": config.data.test_fraction}
-    listing = list_training(run / "split.csv" if resume else data or "", **shares, seed=config.train.seed)
-    if resume and data is not None:
+    source = _resumed_data(run) if resume else data or ""
+    listing = list_training(source, **shares, seed=config.train.seed)
+    if resume and data is not None and isinstance(source, Path):
         _check_same_data(Path(data), listing.splits["train"][0].path)
     # Lightning takes eight seconds to import: only once the settings and the folder are known to be good.
     from vit.cli.quiet import quiet_lightning, signals_as_errors
@@ -177,6 +178,12 @@ def _resumed_config(out: str | None, files: list[str], words: list[str]) -> Conf
         if old != new and key not in _FREE:
             raise ConfigError(f"--resume: {key} is {old} in the run and {new} now; leave it out, or start a new run")
     return after
+
+
+def _resumed_data(run: Path) -> str | Path:
+    """The pictures of a run: its split.csv, or the shards that its data.json names."""
+    told = run / "data.json"
+    return str(read_json(told)["shards"]) if told.is_file() else run / "split.csv"
 
 
 def _check_same_data(data: Path, picture: str) -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from vit.data.cache import PixelCache, source_mark
 from vit.data.config import Preprocessing
 from vit.data.decode import Copy
-from vit.data.folders import Sample
+from vit.data.folders import SHARDS, Sample
 from vit.data.normalise import as_tensor
 from vit.data.sampling import Draw, ExactSampler, draw_seed
 from vit.data.transforms import EvaluationTransform
@@ -123,10 +123,12 @@ class ImageDataset(Dataset[Loaded | Failed]):
         transform = self.transform
         kept = None if cache is None else self.keep(cache, draw.index)
         if isinstance(transform, EvaluationTransform):
-            return transform.read(self.path(draw.index), self._max_pixels) if kept is None else kept.pixels
+            return (
+                transform.read(picture_source(self.path(draw.index)), self._max_pixels) if kept is None else kept.pixels
+            )
         seed = draw_seed(self.seed, *draw)
         if kept is None:
-            return transform.read(self.path(draw.index), seed, self._max_pixels)
+            return transform.read(picture_source(self.path(draw.index)), seed, self._max_pixels)
         return transform.show(kept, seed)
 
     def keep(self, cache: PixelCache, index: int) -> Copy:
@@ -139,7 +141,7 @@ class ImageDataset(Dataset[Loaded | Failed]):
 
     def kept(self, index: int) -> Copy:
         """What caches keep of picture `index`, decoded now. Raises UnreadableImage."""
-        return self.transform.keep(self.path(index), self._max_pixels)
+        return self.transform.keep(picture_source(self.path(index)), self._max_pixels)
 
     @property
     def how(self) -> str:
@@ -153,6 +155,15 @@ class ImageDataset(Dataset[Loaded | Failed]):
     def kept_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of what a cache keeps of a picture [H, W]."""
         return self.transform.kept_size(height, width)
+
+
+def picture_source(path: str) -> str | bytes:
+    """What a sample's picture is decoded from: its path, or, of shards, its file's bytes."""
+    if not path.startswith(SHARDS):
+        return path
+    from vit.data.shards import stored_picture  # builds on this module
+
+    return stored_picture(path)
 
 
 def collate(items: Sequence[Loaded | Failed]) -> Batch:

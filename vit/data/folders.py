@@ -9,12 +9,16 @@ import glob
 import hashlib
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from vit.data.layouts import SPLIT_NAMES, UNSPLIT, Found, LeftOut, entries, find_pictures, is_picture, walk
+from vit.data.layouts import SPLIT_NAMES, UNSPLIT, Found, LeftOut, entries, find_pictures, is_picture, is_shards, walk
 from vit.errors import DataError, display_path
 
 __all__ = ["LeftOut", "Listing", "Sample", "find_images", "list_evaluation", "list_training", "write_split"]
+
+
+SHARDS = "shards:"
+"""what stands before the place of a picture in shards, where others have an absolute path"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,10 @@ def list_training(data: str | os.PathLike[str], *, val_fraction: float, test_fra
     within `data` alone; a picture added later moves few of the others. Raises `DataError` when there are not two
     classes with pictures, or a split has a class that the training pictures lack.
     """
+    if is_shards(data):
+        from vit.data.shards import list_shards  # builds on this module
+
+        return list_shards(data)
     found = find_pictures(data)
     problems = training_problems(found)
     if problems:
@@ -73,6 +81,12 @@ def list_evaluation(data: str | os.PathLike[str], classes: Sequence[str], *, spl
     Labels go by class name; pictures of other classes are left out and counted in `unknown`. Raises `DataError` when
     the split is not there, or holds no picture of any of the classes.
     """
+    if is_shards(data):
+        from vit.data.shards import list_shards  # builds on this module
+
+        shards = list_shards(data, classes)
+        chosen = choose_split(shards.root, shards.splits, split)
+        return replace(shards, splits={chosen: shards.splits[chosen]})
     found = find_pictures(data)
     chosen = choose_split(found.root, found.splits, split)
     pictures = {name: paths for name, paths in found.splits[chosen].items() if paths}

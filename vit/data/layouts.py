@@ -18,6 +18,9 @@ UNSPLIT = "all"
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
+MANIFEST = "vit.json"
+"""what tells of shards, beside their folders"""
+
 _LABEL_COLUMNS = ("label", "class")
 _IGNORED = {"__macosx", "thumbs.db", "desktop.ini", "@eadir"}  # what operating systems leave behind; hidden files too
 
@@ -42,6 +45,12 @@ class Found:
     def training(self) -> dict[str, list[str]]:
         """The pictures to train on, by class: those of the split train, or all where the data names no splits."""
         return self.splits.get(UNSPLIT, self.splits.get("train", {}))
+
+
+def is_shards(data: str | os.PathLike[str]) -> bool:
+    """Whether `data` names shards: an address, or a folder with their manifest."""
+    text = os.fspath(data)
+    return "://" in text or os.path.isfile(os.path.join(text, MANIFEST))
 
 
 def find_pictures(data: str | os.PathLike[str]) -> Found:

@@ -11,10 +11,12 @@ from vit.data.config import AugmentConfig, DataConfig, Preprocessing
 from vit.data.dataset import Batch, ImageDataset, image_loader, worker_count
 from vit.data.folders import Listing, Sample
 from vit.data.sampling import EpochSampler, ExactSampler
+from vit.data.shards import ShardListing
 from vit.data.transforms import EvaluationTransform
 from vit.errors import DataError, display_path
 
 if TYPE_CHECKING:  # imports albumentations
+    from vit.data.augment import TrainingTransform
     from vit.data.device import DeviceLoader
 
 
@@ -84,6 +86,9 @@ class ImageFolderData(EpochData):
         from vit.data.augment import TrainingTransform  # takes a second, and evaluation does without
 
         samples = self._samples("train")
+        transform = TrainingTransform(self._augment, self.preprocessing, kept_side=self._data.cache_side)
+        if isinstance(self.listing, ShardListing):
+            return self._stream(self.listing, transform)
         rank, world = self._place()
         sampler = EpochSampler(
             [sample.label for sample in samples],
@@ -94,7 +99,6 @@ class ImageFolderData(EpochData):
             world=world,
         )
         sampler.set_epoch(self._epoch)
-        transform = TrainingTransform(self._augment, self.preprocessing, kept_side=self._data.cache_side)
         dataset = ImageDataset(samples, transform, seed=self._seed, max_pixels=self._data.max_pixels)
         self._keep(dataset, "train")
         if self._data.cache == "device":
@@ -134,6 +138,18 @@ class ImageFolderData(EpochData):
             sampler,
             batch_size=self._data.batch_size,
             workers=self._workers(),
+            pin_memory=self._on_cuda(),
+        )
+
+    def _stream(self, listing: ShardListing, transform: "TrainingTransform") -> "DataLoader[Batch]":
+        from vit.data.shard_stream import ShardLoader, ShardStream
+
+        stream = ShardStream(listing.files("train"), transform, seed=self._seed, max_pixels=self._data.max_pixels)
+        return ShardLoader(
+            stream,
+            batch_size=self._data.batch_size,
+            workers=self._workers(),
+            epoch=self._epoch,
             pin_memory=self._on_cuda(),
         )
 

@@ -30,6 +30,7 @@ from vit.data.dataset import ImageDataset
 from vit.data.decode import picture_size
 from vit.data.folders import Listing, Sample, write_split
 from vit.data.module import ImageFolderData
+from vit.data.shards import ShardListing
 from vit.errors import ConfigError, UnreadableImage, display_path
 from vit.files import write_text
 from vit.models.architecture import ModelConfig, VisionArchitecture, pick
@@ -79,11 +80,26 @@ def set_up(listing: Listing, config: Config) -> Setup:
     tuning = config.model.init is not None and config.tune.method == "full"
     lr, layer_decay = config.optim.rates(tuning=tuning)
     config = replace(config, optim=replace(config.optim, lr=lr, layer_decay=layer_decay))
-    typical = typical_side([sample.path for sample in listing.splits["train"]])
-    config, architecture, preprocessing, start = settle_encoder(config, typical, len(listing.classes))
+    shards = isinstance(listing, ShardListing)
+    if shards:
+        _check_for_shards(config)
     paths = [sample.path for sample in listing.splits["train"]]
-    config, reason = settle_cache(config, paths, preprocessing, decode=config.tune.method == "full")
-    return Setup(config, listing, architecture, preprocessing, start, reason)
+    typical = listing.side if isinstance(listing, ShardListing) else typical_side(paths)
+    config, architecture, preprocessing, start = settle_encoder(config, typical, len(listing.classes))
+    config, reason = settle_cache(config, paths, preprocessing, decode=config.tune.method == "full" and not shards)
+    return Setup(config, listing, architecture, preprocessing, start, "shards are streamed" if shards else reason)
+
+
+def _check_for_shards(config: Config) -> None:
+    """Raise ConfigError for what shards cannot do: the engine that streams them draws each picture once an epoch."""
+    data = config.data
+    for key, value, usual in (
+        ("data.balanced", data.balanced, (False,)),
+        ("data.repeats", data.repeats, (1,)),
+        ("data.cache", data.cache, ("auto", "none")),
+    ):
+        if value not in usual:
+            raise ConfigError(f"{key}: is not for shards, which are streamed, got {value}")
 
 
 def settle_encoder(
@@ -251,10 +267,13 @@ def prepare_folder(run: Path) -> None:
 
 
 def describe_folder(setup: Setup, run: Path, config_yaml: str) -> None:
-    """Write what is known before training: config.yaml, classes.json, split.csv, environment.json."""
+    """Write what is known before training: config.yaml, classes.json, split.csv or data.json, environment.json."""
     write_text(run / "config.yaml", config_yaml)
     write_text(run / "classes.json", json.dumps(list(setup.listing.classes), indent=1) + "\n")
-    write_split(setup.listing, run / "split.csv")
+    if isinstance(setup.listing, ShardListing):
+        write_text(run / "data.json", json.dumps({"shards": setup.listing.root}, indent=1) + "\n")
+    else:
+        write_split(setup.listing, run / "split.csv")
     write_text(run / "environment.json", json.dumps(environment(), indent=1) + "\n")
 
 

@@ -1,0 +1,230 @@
+"""Shards hold a data set as it was; LitData streams them, every picture once an epoch, also after a resume."""
+
+import json
+import multiprocessing
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vit.data.augment import TrainingTransform
+from vit.data.config import AugmentConfig, Preprocessing
+from vit.data.dataset import Batch, ImageDataset, Loaded, evaluation_loader, picture_source
+from vit.data.folders import Listing, list_evaluation, list_training
+from vit.data.layouts import is_shards
+from vit.data.sampling import Draw
+from vit.data.shards import ShardListing, list_shards, write_shards
+from vit.errors import DataError
+
+PREPROCESSING = Preprocessing((24, 24))
+AUGMENT = AugmentConfig(crop_scale=(0.3, 1.0), flip=0.5)
+COUNT = 66  # for training
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", COUNT // 3), ("val", 5)):
+        for label in "abc":
+            (root / split / label).mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / label / f"{index:02}.jpg")
+    return root
+
+
+@pytest.fixture(scope="module")
+def listing(folder: Path) -> Listing:
+    return list_training(folder, val_fraction=0.2, test_fraction=0.0, seed=0)
+
+
+@pytest.fixture(scope="module")
+def shards(listing: Listing, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as shards, made small by hand: LitData's least size is a megabyte."""
+    out = tmp_path_factory.mktemp("shards") / "new"
+    before = multiprocessing.get_start_method()
+    write_shards(listing, str(out), megabytes=1, workers=1)
+    assert multiprocessing.get_start_method() == before
+    return out
+
+
+@pytest.fixture
+def copy(shards: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(shards, tmp_path / "copy"))
+
+
+def loader(where: Path, *, batch_size: int = 8, workers: int = 0, epoch: int = 0) -> Any:
+    from vit.data.shard_stream import ShardLoader, ShardStream
+
+    stream = ShardStream(list_shards(where).files("train"), TrainingTransform(AUGMENT, PREPROCESSING), seed=5)
+    return ShardLoader(stream, batch_size=batch_size, workers=workers, epoch=epoch)
+
+
+def test_the_manifest_tells_what_the_listing_told(shards: Path, listing: Listing) -> None:
+    found = list_training(shards, val_fraction=0.5, test_fraction=0.3, seed=9)  # it has its splits
+    assert isinstance(found, ShardListing)
+    assert found.classes == listing.classes
+    assert found.side == 30
+    for split, samples in listing.splits.items():
+        assert [sample.label for sample in found.splits[split]] == [sample.label for sample in samples]
+    assert is_shards(shards)
+    assert is_shards("s3://bucket/name")
+    assert not is_shards(shards.parent)
+
+
+def test_the_files_come_back_byte_for_byte(shards: Path, listing: Listing) -> None:
+    found = list_shards(shards)
+    for split, samples in listing.splits.items():
+        for stored, sample in zip(found.splits[split], samples, strict=True):
+            assert picture_source(stored.path) == Path(sample.path).read_bytes()
+
+
+def test_evaluation_sees_the_same_pictures_in_the_same_order(shards: Path, listing: Listing) -> None:
+    found = list_evaluation(shards, listing.classes)
+    assert list(found.splits) == ["val"]
+    for workers in (0, 2):
+        batches = [
+            list(evaluation_loader(samples, PREPROCESSING, batch_size=4, workers=workers))
+            for samples in (found.splits["val"], listing.splits["val"])
+        ]
+        for one, other in zip(*batches, strict=True):
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.labels, other.labels)
+            assert torch.equal(one.indices, other.indices)
+    with pytest.raises(DataError, match="has other classes than the model, or in another order"):
+        list_evaluation(shards, ["b", "a", "c"])
+
+
+def varied_as_from_the_folder(batches: list[Batch], listing: Listing, epoch: int) -> list[int]:
+    """The places of all pictures, each of which must be what the folder gives for that epoch."""
+    dataset = ImageDataset(listing.splits["train"], TrainingTransform(AUGMENT, PREPROCESSING), seed=5)
+    for batch in batches:
+        for image, label, index in zip(batch.images, batch.labels, batch.indices.tolist(), strict=True):
+            expected = dataset[Draw(epoch, index, 0)]
+            assert isinstance(expected, Loaded)
+            assert torch.equal(image, expected.image)
+            assert int(label) == expected.label
+    return [index for batch in batches for index in batch.indices.tolist()]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_has_every_picture_once_varied_as_from_the_folder(
+    shards: Path, listing: Listing, workers: int
+) -> None:
+    stream = loader(shards, workers=workers)
+    orders = []
+    for epoch in range(2):
+        batches = list(stream)
+        assert len(batches) == len(stream) == COUNT // 8
+        order = varied_as_from_the_folder(batches, listing, epoch)
+        assert len(set(order)) == len(order) == COUNT // 8 * 8
+        orders.append(order)
+    assert orders[0] != orders[1]
+    assert orders[0] != sorted(orders[0])
+    later = loader(shards, workers=workers, epoch=1)
+    assert [index for batch in later for index in batch.indices.tolist()] == orders[1]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_epoch_goes_on_with_the_very_next_picture(shards: Path, workers: int) -> None:
+    whole = [batch.indices.tolist() for batch in loader(shards, workers=workers, epoch=1)]
+    first = loader(shards, workers=workers, epoch=1)
+    seen = []
+    for batch in first:
+        seen.append(batch.indices.tolist())
+        if len(seen) == 3:
+            state = json.loads(json.dumps(first.state_dict()))  # plain values: a checkpoint can hold it
+            break
+    second = loader(shards, workers=workers)
+    second.load_state_dict(state)
+    rest = [batch.indices.tolist() for batch in second]
+    assert seen + rest == whole
+
+
+def _rank(rank: int, where: Path, meeting: Path, answers: "multiprocessing.Queue[Any]") -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    stream = loader(where, batch_size=5)
+    whole = [batch.indices.tolist() for batch in stream]
+    first, seen, state = loader(where, batch_size=5), [], {}
+    for batch in first:
+        seen.append(batch.indices.tolist())
+        if len(seen) == 2:
+            state = first.state_dict()
+            break
+    second = loader(where, batch_size=5)
+    second.load_state_dict(state)
+    rest = [batch.indices.tolist() for batch in second]
+    torch.distributed.barrier()
+    answers.put((rank, whole, seen + rest))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_share_an_epoch_and_resume_within_it(shards: Path, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    processes = [context.Process(target=_rank, args=(rank, shards, tmp_path / "meeting", answers)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    found = sorted(answers.get(timeout=120) for _ in processes)
+    for process in processes:
+        process.join(60)
+    shares = []
+    for _, whole, resumed in found:
+        assert resumed == whole
+        shares.append({index for batch in whole for index in batch})
+        assert sum(map(len, whole)) == len(shares[-1])
+    assert not shares[0] & shares[1]
+    assert len(shares[0]) == len(shares[1]) == COUNT // 2 // 5 * 5  # uneven ends are dropped, on both alike
+
+
+def test_a_picture_that_cannot_be_decoded_is_named(folder: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(folder, tmp_path / "broken"))
+    (root / "train" / "b" / "03.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    write_shards(
+        list_training(root, val_fraction=0.2, test_fraction=0.0, seed=0), str(tmp_path / "out"), megabytes=1, workers=1
+    )
+    failures = [failure for batch in loader(tmp_path / "out", batch_size=COUNT) for failure in batch.failures]
+    ((index, reason),) = failures
+    assert index == COUNT // 3 + 3
+    assert "train/b/03.jpg" in reason
+
+
+def test_a_chunk_that_is_missing_or_cut_is_an_error_in_words(copy: Path) -> None:
+    chunk = next((copy / "train").glob("*.bin"))
+    data = chunk.read_bytes()
+    chunk.write_bytes(data[: len(data) // 3])
+    with pytest.raises(DataError, match=r"copy/train: a shard cannot be read"):
+        list(loader(copy))
+    chunk.unlink()
+    with pytest.raises(DataError, match=r"copy/train: a shard cannot be read"):
+        list(loader(copy))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "not a manifest of shards"),
+        ("[]", "not a manifest of shards"),
+        ('{"format": "vit shards", "version": 1, "classes": ["a"]}', "not a manifest of shards"),
+        ('{"format": "vit shards", "version": 7}', "shards of version 7, this is version 1"),
+    ],
+)
+def test_a_damaged_or_foreign_manifest_is_refused(copy: Path, text: str, reason: str) -> None:
+    (copy / "vit.json").write_text(text)
+    with pytest.raises(DataError, match=reason):
+        list_shards(copy)
+
+
+def test_shards_are_written_to_a_new_folder_alone(listing: Listing, copy: Path) -> None:
+    with pytest.raises(DataError, match="not empty"):
+        write_shards(listing, str(copy))
+
+
+def test_an_address_that_answers_nothing_is_an_error_in_words() -> None:
+    with pytest.raises(DataError, match=r"nowhere://bucket/name/vit\.json: "):
+        list_shards("nowhere://bucket/name")

@@ -1,0 +1,47 @@
+"""The training pictures of shards as LitData streams them: shuffled, shared out and resumed by that engine.
+
+Imports LitData, which takes seconds: only who streams imports this.
+"""
+
+from typing import Any
+
+from litdata import StreamingDataLoader, StreamingDataset
+
+from vit.data.augment import TrainingTransform
+from vit.data.dataset import Failed, Loaded, collate, start_worker, worker_count
+from vit.data.sampling import draw_seed
+from vit.data.shards import loaded, unreadable
+
+
+class ShardStream(StreamingDataset):
+    """Pictures of one split of shards, each varied by (seed, epoch, index) as everywhere."""
+
+    def __init__(self, files: str, transform: TrainingTransform, *, seed: int, max_pixels: int = 100_000_000) -> None:
+        super().__init__(files, shuffle=True, seed=seed, drop_last=True)
+        self._files, self._vary, self._max_pixels = files, transform, max_pixels
+
+    def __getitem__(self, index: Any) -> Loaded | Failed:
+        try:
+            sample = super().__getitem__(index)
+        except Exception as error:  # the engine raises many kinds
+            raise unreadable(self._files, error) from error
+        varied = draw_seed(self.seed, self.current_epoch - 1, int(sample["index"]), 0)
+        return loaded(sample, lambda data: self._vary.read(data, varied, self._max_pixels), self._vary.size)
+
+
+class ShardLoader(StreamingDataLoader):
+    """Batches of a stream, from `epoch` on. Its `state_dict` resumes it within an epoch, to the sample."""
+
+    def __init__(
+        self, stream: ShardStream, *, batch_size: int, workers: int, epoch: int = 0, pin_memory: bool = False
+    ) -> None:
+        super().__init__(
+            stream,
+            batch_size=batch_size,
+            num_workers=worker_count(workers),
+            collate_fn=collate,
+            pin_memory=pin_memory,
+            drop_last=len(stream) >= batch_size,
+            worker_init_fn=start_worker,
+        )
+        self.current_epoch = epoch

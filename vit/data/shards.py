@@ -1,0 +1,194 @@
+"""Shards: a data set as a few large files, for storage that many small ones would choke, and for many machines.
+
+They are LitData's chunks, so that streaming, shuffling, sharing out among processes and resuming within an epoch are
+that engine's work. Beside them lies `vit.json`: classes and counts, written last, so that shards cut short are no data
+set. Each sample holds the bytes of a picture's file as they were, its class, its number and its name.
+
+This module needs the extra `stream`.
+"""
+
+import contextlib
+import functools
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vit.data.dataset import Failed, Loaded, worker_count
+from vit.data.decode import picture_size
+from vit.data.folders import SHARDS, Listing, Sample
+from vit.data.layouts import MANIFEST
+from vit.data.normalise import as_tensor
+from vit.errors import DataError, UnreadableImage, VitError, display_path
+from vit.files import write_text
+
+_VERSION = 1
+
+
+def _engine() -> Any:
+    try:
+        import litdata
+    except ImportError as error:
+        raise VitError("shards need LitData: pip install 'vit-pipeline[stream]'") from error
+    return litdata
+
+
+@dataclass
+class ShardListing(Listing):
+    """What `vit.json` tells of shards at `root`, a folder or an address such as s3://bucket/folder."""
+
+    side: int = 224
+    """median short side of the pictures in pixels"""
+
+    def files(self, split: str) -> str:
+        """Where the chunks of a split lie."""
+        return _joined(self.root, split)
+
+
+def write_shards(listing: Listing, out: str, *, megabytes: int = 64, workers: int = -1) -> None:
+    """Write the pictures of a listing as shards of about so many megabytes, a folder a split.
+
+    `out` is a new folder, or an address that LitData can write to. Raises DataError where there is something already.
+    """
+    engine = _engine()
+    if "://" not in out and os.path.isdir(out) and os.listdir(out):
+        raise DataError(f"{display_path(out)}: not empty; shards are written to a new folder")
+    splits: dict[str, Any] = {}
+    for split, samples in listing.splits.items():
+        count = min(worker_count(workers), max(1, len(samples) // 64))
+        entries = [(index, sample.path, sample.label, listing.root) for index, sample in enumerate(samples)]
+        with _start_method_kept():
+            engine.optimize(
+                _sample,
+                entries,
+                _joined(out, split),
+                chunk_bytes=f"{megabytes}MB",
+                num_workers=count,
+                keep_data_ordered=True,
+                verbose=False,
+            )
+        runs = [[label, len(list(group))] for label, group in groupby(sample.label for sample in samples)]
+        splits[split] = {"labels": runs, "side": _side(samples)}
+    manifest = {"format": "vit shards", "version": _VERSION, "engine": "litdata", "classes": list(listing.classes)}
+    manifest |= {"splits": splits}
+    _put(_joined(out, MANIFEST), json.dumps(manifest, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def _start_method_kept() -> Iterator[None]:
+    """LitData changes how the whole program starts processes."""
+    before = multiprocessing.get_start_method()
+    try:
+        yield
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+
+
+def _sample(entry: tuple[int, str, int, str]) -> Any:
+    """A sample as it is stored. LitData would take bytes of a JPEG for a picture and decode them itself."""
+    index, path, label, root = entry
+    with open(path, "rb") as file:
+        data = np.frombuffer(file.read(), np.uint8)
+    yield {"file": data, "label": label, "index": index, "name": os.path.relpath(path, root)}
+
+
+def list_shards(data: str | os.PathLike[str], classes: Sequence[str] | None = None) -> ShardListing:
+    """Read the manifest of shards. Labels go by `classes` where they are given, by name.
+
+    Raises DataError where there is none, or it is damaged.
+    """
+    root = os.fspath(data)
+    root = root if "://" in root else os.path.abspath(root)
+    try:
+        told = json.loads(_got(_joined(root, MANIFEST)))
+        if told["format"] != "vit shards" or told["version"] != _VERSION:
+            raise DataError(f"{display_path(root)}: shards of version {told['version']}, this is version {_VERSION}")
+        names, splits = tuple(told["classes"]), {}
+        for split, facts in told["splits"].items():
+            labels = [label for label, count in facts["labels"] for _ in range(count)]
+            splits[split] = [Sample(f"{SHARDS}{_joined(root, split)}#{i}", label) for i, label in enumerate(labels)]
+        side = int(told["splits"]["train" if "train" in splits else next(iter(splits))]["side"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{display_path(root)}/{MANIFEST}: not a manifest of shards") from error
+    if classes is not None and tuple(classes) != names:
+        raise DataError(f"{display_path(root)}: has other classes than the model, or in another order")
+    return ShardListing(root, names, splits, side=side)
+
+
+def stored_picture(name: str) -> bytes:
+    """The file of a picture of a `ShardListing`, by its name there, fetching the chunk it lies in.
+
+    Raises DataError where that is missing or damaged.
+    """
+    files, _, number = name.removeprefix(SHARDS).rpartition("#")
+    try:
+        sample = _opened(files, os.getpid())[int(number)]
+        data: bytes = sample["file"].tobytes()
+    except Exception as error:  # the engine raises many kinds
+        raise unreadable(files, error) from error
+    return data
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(files: str, process: int) -> Any:
+    """Each process opens shards of its own."""
+    return _engine().StreamingDataset(files)
+
+
+def unreadable(files: str, error: Exception) -> DataError:
+    """What to say of shards that the engine could not read."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return DataError(f"{display_path(files)}: a shard cannot be read: {display_path(reason)}")
+
+
+def loaded(sample: dict[str, Any], read: Callable[[bytes], np.ndarray], size: tuple[int, int]) -> Loaded | Failed:
+    """What `read` makes of a stored sample, or why it could not."""
+    index = int(sample["index"])
+    try:
+        pixels = read(sample["file"].tobytes())
+    except UnreadableImage as error:
+        return Failed(index, f"{error.reason} ({sample['name']})", size)
+    return Loaded(as_tensor(pixels), int(sample["label"]), index)
+
+
+def _side(samples: Sequence[Sample]) -> int:
+    sides = []
+    for sample in samples[:: max(1, len(samples) // 64)]:
+        try:
+            sides.append(min(picture_size(sample.path)))
+        except UnreadableImage:
+            continue
+    return int(np.median(sides)) if sides else 224
+
+
+def _joined(root: str, name: str) -> str:
+    return f"{root.rstrip('/')}/{name}"
+
+
+def _put(path: str, text: str) -> None:
+    if "://" not in path:
+        write_text(Path(path), text)
+        return
+    import fsspec
+
+    with fsspec.open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _got(path: str) -> str:
+    try:
+        if "://" not in path:
+            return Path(path).read_text(encoding="utf-8")
+        import fsspec
+
+        with fsspec.open(path, encoding="utf-8") as file:
+            return str(file.read())
+    except (OSError, ImportError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"{display_path(path)}: {reason}") from error
