@@ -48,7 +48,7 @@ OPTIONS = {
     "data check": "DATA --json --html --list",
     "data preview": "DATA --config --out --epoch",
     "data pack": "DATA --config",
-    "data shard": "DATA --config --out --megabytes",
+    "data shard": "DATA --config --out --format --megabytes",
     "data make digits": "OUT",
     "data make scenes": "OUT --count --seed --size",
     "data make dates": "OUT --count --seed",

@@ -442,7 +442,8 @@ def test_tables_of_other_things_are_passed_over(tmp_path):
         ("x.csv", "image,caption\n", "no picture with a caption"),
         ("x.csv", "image,caption\ngone.jpg,x\n", "names 1 pictures, none of which can serve"),
         ("x.csv", "image,caption\na.jpg,x\n", "1 to train on, too few to hold out val"),
-        ("x.tar", b"x", "not read as it is; unpack it into a folder, and name that"),
+        ("x.tar", b"x", "not a tar that can be read: "),
+        ("x.tar.gz", b"x", "not read as it is; unpack it into a folder, and name that"),
         ("x.parquet", b"x", "not read as it is; write the table as .jsonl or .csv beside the pictures"),
         ("x.md", "text", "no captions; expected COCO"),
     ],
@@ -463,7 +464,7 @@ def test_data_that_is_no_captions_is_refused(tmp_path):
     pictures(tmp_path)
     assert message(train, tmp_path).startswith(f"{tmp_path}: no captions; expected COCO")
     put(tmp_path / "shards" / "0.tar", b"x")
-    assert message(train, tmp_path / "shards").startswith(f"{tmp_path}/shards/0.tar: not read as it is; unpack it")
+    assert message(train, tmp_path / "shards").startswith(f"{tmp_path}/shards/0.tar: not a tar that can be read: ")
     put(tmp_path / "x.csv", FORMATS["metadata.csv"])
     put(tmp_path / "y.json", FORMATS["blip.json"])
     assert message(train, tmp_path).endswith("several files could be meant, x.csv, y.json; name one of them as DATA")

@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
 
         config = compose(arguments.config, settings)
         if arguments.command == "shard":
-            return shard(arguments.data, config, arguments.out, arguments.megabytes)
+            return shard(arguments.data, config, arguments.out, arguments.format, arguments.megabytes)
         if arguments.command == "pack":
             return pack(arguments.data, config)
         return preview(arguments.data, config, Path(arguments.out), arguments.epoch)
@@ -68,8 +68,9 @@ def _parser() -> Parser:
     shard = commands.add_parser(
         "shard",
         help="write the pictures as a few large files, to stream from",
-        description="Write the pictures of all splits as shards, LitData's chunks, which vit train and vit evaluate "
-        "take as DATA. Takes the settings of vit train that choose pictures: --data.val_fraction and the like.",
+        description="Write the pictures of all splits, with their classes or captions, as a few large files which vit "
+        "train and vit evaluate take as DATA. Takes the settings of vit train that choose pictures: --task, "
+        "--data.val_fraction and the like.",
     )
     for command in (preview, pack, shard):
         command.add_argument("data", metavar="DATA", help="a folder of class folders, or a .csv or .jsonl list")
@@ -78,6 +79,12 @@ def _parser() -> Parser:
     preview.add_argument("--epoch", metavar="N", type=int, default=0, help="counted from 0 (default: 0)")
     shard.add_argument(
         "--out", metavar="URL", required=True, help="a new folder, or an address such as s3://bucket/name"
+    )
+    shard.add_argument(
+        "--format",
+        choices=("litdata", "webdataset"),
+        default="litdata",
+        help="litdata: chunks to stream, from any address; webdataset: tars, read in place (default: %(default)s)",
     )
     shard.add_argument(
         "--megabytes", metavar="N", type=int, default=64, help="about the size of a file (default: %(default)s)"

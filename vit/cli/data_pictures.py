@@ -3,10 +3,13 @@
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
 
 from vit.errors import ConfigError, UnreadableImage, VitError, display_path
 from vit.tasks.config import Config
@@ -91,26 +94,81 @@ def pack(data: str, config: Config) -> int:
     return 1 if failed else 0
 
 
-def shard(data: str, config: Config, out: str, megabytes: int) -> int:
-    """Write the pictures of DATA as shards. -> the exit code."""
-    from vit.data.folders import list_training
-    from vit.data.shards import write_shards
-
+def shard(data: str, config: Config, out: str, engine: str, megabytes: int) -> int:
+    """Write the pictures of DATA, with their classes or captions, as a few large files. -> the exit code."""
     if megabytes < 1:
         raise ConfigError(f"--megabytes: must be at least 1, got {megabytes}")
-    shares = {"val_fraction": config.data.val_fraction, "test_fraction": config.data.test_fraction}
-    listing = list_training(data, **shares, seed=config.train.seed)
-    write_shards(listing, out, megabytes=megabytes, workers=config.data.workers)
-    splits = "   ".join(f"{name} {len(samples):,}" for name, samples in listing.splits.items())
-    log.info("shards     %s in %s", splits, display_path(out))
-    log.info("next       vit train %s", display_path(out))
+    shares: dict[str, Any] = {"val_fraction": config.data.val_fraction, "test_fraction": config.data.test_fraction}
+    if config.task == "classify":
+        from vit.data.folders import list_training
+
+        listing = list_training(data, **shares, seed=config.train.seed)
+        if engine == "litdata":
+            from vit.data.shards import write_shards
+
+            write_shards(listing, out, megabytes=megabytes, workers=config.data.workers)
+        else:
+            told = {
+                split: [(sample.path, {"cls": listing.classes[sample.label]}) for sample in samples]
+                for split, samples in listing.splits.items()
+            }
+            _write_tars(told, out, megabytes)
+        counts = {split: len(samples) for split, samples in listing.splits.items()}
+    elif config.task == "caption" and engine == "webdataset":
+        from vit.data.captions import list_captions
+
+        captions = list_captions(data, **shares, seed=config.train.seed)
+        told = {
+            split: [
+                (entry.path, {"txt": "\n".join(" ".join(c.splitlines()) for c in entry.captions)}) for entry in part
+            ]
+            for split, part in captions.splits.items()
+        }
+        _write_tars(told, out, megabytes)
+        counts = {split: len(part) for split, part in captions.splits.items()}
+    else:
+        raise ConfigError(f"task: {config.task} cannot be written with --format {engine}; caption takes webdataset")
+    log.info(
+        "shards     %s in %s", "   ".join(f"{name} {count:,}" for name, count in counts.items()), display_path(out)
+    )
+    task = "" if config.task == "classify" else f" --task {config.task}"
+    log.info("next       vit train %s%s", display_path(out), task)
     return 0
+
+
+def _write_tars(told: dict[str, list[tuple[str, dict[str, str]]]], out: str, megabytes: int) -> None:
+    """A folder of tars a split, of pictures with what lies beside them."""
+    from vit.data.dataset import picture_source
+    from vit.data.decode import read_picture
+    from vit.data.tars import write_tars
+
+    def stored(path: str) -> bytes:
+        source = picture_source(path)
+        return source if isinstance(source, bytes) else read_picture(source)[1]
+
+    if "://" in out or (os.path.isdir(out) and os.listdir(out)):
+        raise ConfigError(f"--out {display_path(out)}: tars are written to a new folder")
+    for split, samples in told.items():
+        bar = tqdm(samples, unit=" pictures", delay=2, leave=False, disable=not sys.stderr.isatty())
+        write_tars(
+            ((stored(path), _ending(path), texts) for path, texts in bar),
+            Path(out) / split,
+            megabytes=megabytes,
+        )
+
+
+def _lines(captions: Sequence[str]) -> str:
+    """Captions as a file of one a line."""
+    return "\n".join(" ".join(caption.splitlines()) for caption in captions)
+
+
+def _ending(path: str) -> str:
+    ending = Path(path).suffix.lower().lstrip(".")
+    return ending if ending.isalpha() else "jpg"  # a picture that lies in a tar: any ending of a picture will do
 
 
 def _fill(dataset: "ImageDataset", split: str) -> int:
     """Fill the cache of a data set, and tell; -> how many pictures could not be read."""
-    from tqdm import tqdm
-
     cache = dataset.cache
     assert cache is not None
     assert cache.path is not None

@@ -13,15 +13,12 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from vit.data.folders import hold_out
-from vit.data.layouts import SPLIT_NAMES, UNSPLIT, LeftOut, entries, is_picture
+from vit.data.layouts import SPLITS, UNSPLIT, LeftOut, entries, is_picture, split_in
 from vit.data.tables import Row, fault, open_text
 from vit.errors import DataError, display_path
 
 Reader = TypeVar("Reader")
 Item = TypeVar("Item")
-
-SPLITS = {**SPLIT_NAMES, "dev": "val", "restval": "train"}
-"""what splits are called; COCO's "restval" has been trained on since Karpathy and Fei-Fei 2015"""
 
 MISSING = "pictures that are not there"
 OUTSIDE = "pictures outside their folder"
@@ -168,13 +165,6 @@ def _recognised(
             continue
         if (reader := recognise(entry.path)) is not None:
             yield Source(entry.path, reader, split_in(stem) or split)
-
-
-def split_in(name: str) -> str | None:
-    """The split that a file or folder is named after: `captions_train2017` -> train, `Flickr_8k.devImages` -> val."""
-    words = (word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name))
-    found = {SPLITS[word] for word in words if word in SPLITS}
-    return found.pop() if len(found) == 1 else None
 
 
 def split_of(row: Row, path: str, place: int | str) -> str | None:

@@ -7,9 +7,9 @@ import csv
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from vit.data.annotated import (
-    SPLITS,
     UNFIT,
     Pictures,
     Source,
@@ -21,11 +21,11 @@ from vit.data.annotated import (
     lines,
     shard_error,
     sources_of,
-    split_in,
 )
 from vit.data.caption_formats import EMPTY, Reader, Record, caption_reader, captions_of, read_json, strict_text
 from vit.data.folders import choose_split
-from vit.data.layouts import UNSPLIT, LeftOut, entries, is_picture, unfit, walk
+from vit.data.layouts import SPLITS, UNSPLIT, LeftOut, entries, is_picture, split_in, unfit, walk
+from vit.data.tars import members, split_of_tar, tars_in
 from vit.errors import DataError, display_path
 
 DUPLICATE = "duplicate captions"
@@ -132,6 +132,8 @@ def _find(data: str | os.PathLike[str], images: str | None) -> CaptionListing:
     """All captioned pictures by split; the only split is `UNSPLIT` where the data names none."""
     images = None if images is None else os.path.abspath(images)
     tally = Tally()
+    if tars := tars_in(data):
+        return _in_tars(os.path.abspath(os.fspath(data)), tars, tally)
     root, sources = sources_of(data, caption_reader, f"no captions; {FORMATS}")
     listing = CaptionListing(root, images or root, {})
     if not sources:
@@ -142,6 +144,26 @@ def _find(data: str | os.PathLike[str], images: str | None) -> CaptionListing:
     listing.counts, listing.left_out = dict(tally.counts), tally.left_out
     if not listing.splits:
         raise DataError(f"{display_path(root)}: no picture with a caption{_summary(tally)}")
+    check_splits(listing.splits, root)
+    return listing
+
+
+def _in_tars(root: str, tars: list[str], tally: Tally) -> CaptionListing:
+    """Pictures in tars with the captions beside them."""
+    listing = CaptionListing(root, root, {})
+    for path in tars:
+        split = split_of_tar(path, root) or UNSPLIT
+        for member in members(path):
+            entry = _Entry(member.key, split, member.key)
+            entry.add(member.captions, f"{path}, {member.key}", tally)
+            if entry.captions:
+                captioned = Captioned(member.picture, tuple(entry.captions), f"{Path(path).name}/{member.key}")
+                listing.splits.setdefault(split, []).append(captioned)
+            else:
+                tally.add(BARE, f"{path}, {member.key}")
+    listing.counts, listing.left_out = dict(tally.counts), tally.left_out
+    if not listing.splits:
+        raise DataError(f"{display_path(root)}: no picture with a caption in {len(tars)} tars{_summary(tally)}")
     check_splits(listing.splits, root)
     return listing
 

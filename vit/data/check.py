@@ -17,7 +17,7 @@ import numpy as np
 from vit.data.decode import decode
 from vit.data.duplicates import Fingerprint, fingerprint, near_pairs
 from vit.data.folders import training_problems
-from vit.data.layouts import UNSPLIT, Found, LeftOut, find_pictures
+from vit.data.layouts import UNSPLIT, Found, LeftOut, find_pictures, is_shards
 from vit.errors import DataError, UnreadableImage, display_path
 from vit.files import whole_file
 
@@ -81,6 +81,9 @@ def check(
 
     Data that cannot be listed is a finding too. `progress` is called with the number of pictures done and of all.
     """
+    if is_shards(data):
+        shards = f"{data}: shards hold copies; check the folder that they were made of"
+        return Report(os.fspath(data), must_mend=[shards])
     try:
         found = find_pictures(data)
     except DataError as error:

@@ -118,7 +118,7 @@ def decode_copy(
     is good until the thread decodes another one: its pixels lie in memory that is used again, a third of the time being
     spent on getting new memory from the system otherwise.
     """
-    name, data = ("picture in memory", source) if isinstance(source, bytes) else _read(source, max_pixels)
+    name, data = ("picture in memory", source) if isinstance(source, bytes) else read_picture(source, max_pixels)
     with _reasons(name):
         copy = _decode_jpeg(data, name, least, max_pixels, passing) if data.startswith(b"\xff\xd8\xff") else None
         return copy or Copy.whole(upright_rgb(_open(io.BytesIO(data), name, max_pixels)))
@@ -149,7 +149,9 @@ def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     Raises `UnreadableImage` as `decode` does, though damage behind the header goes unnoticed.
     """
     name = os.fspath(path)
-    with _open_regular(name) as stream, _reasons(name):
+    packed = _IN_TAR.fullmatch(name)
+    stored = io.BytesIO(read_picture(name)[1]) if packed else _open_regular(name)
+    with stored as stream, _reasons(name):
         image = _open(stream, name, max_pixels=None)
         width, height = image.size
         # Pillow swaps the sides of a TIFF by itself when it reads the header.
@@ -202,9 +204,30 @@ def _open_regular(name: str, buffering: int = -1) -> BinaryIO:
     raise UnreadableImage(name, f"not a regular file ({_KINDS.get(stat.S_IFMT(mode), 'special file')})")
 
 
-def _read(path: str | os.PathLike[str], max_pixels: int) -> tuple[str, bytes]:
-    """The name and the bytes of a file that may be a picture."""
+# A picture in a tar: the file, where the picture starts in it, and its size.
+_IN_TAR = re.compile(r"(.+\.tar)#(\d+)\+(\d+)", re.IGNORECASE | re.DOTALL)
+
+
+def in_tar(path: str, start: int, size: int) -> str:
+    """What names a picture that lies in a tar; as good as a path."""
+    return f"{path}#{start}+{size}"
+
+
+def is_regular(path: str) -> None:
+    """Raise UnreadableImage for what is no regular file that can be opened."""
+    _open_regular(path).close()
+
+
+def read_picture(path: str | os.PathLike[str], max_pixels: int = 100_000_000) -> tuple[str, bytes]:
+    """The name and the bytes of a file that may be a picture, or of a picture that lies in a tar."""
     name = os.fspath(path)
+    if packed := _IN_TAR.fullmatch(name):
+        with _open_regular(packed[1], buffering=0) as stream:
+            stream.seek(int(packed[2]))
+            data = stream.read(int(packed[3]))
+            if len(data) < int(packed[3]):
+                raise UnreadableImage(name, "truncated: the tar ends early")
+            return name, data
     with _open_regular(name, buffering=0) as stream:
         try:
             size = os.fstat(stream.fileno()).st_size

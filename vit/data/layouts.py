@@ -4,6 +4,7 @@ Nothing is decoded here; a file counts as a picture by its ending, and must be r
 """
 
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 
 from vit.data.decode import IMAGE_SUFFIXES
 from vit.data.tables import PATH_COLUMNS, fault, read_rows, text_of
+from vit.data.tars import members, split_of_tar, tars_in
 from vit.errors import DataError, display_path
 
 UNSPLIT = "all"
@@ -23,6 +25,10 @@ MANIFEST = "vit.json"
 
 _LABEL_COLUMNS = ("label", "class")
 _IGNORED = {"__macosx", "thumbs.db", "desktop.ini", "@eadir"}  # what operating systems leave behind; hidden files too
+
+
+SPLITS = {**SPLIT_NAMES, "dev": "val", "restval": "train"}
+"""what splits are called in file names; COCO's "restval" has been trained on since Karpathy and Fei-Fei 2015"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,8 @@ def find_pictures(data: str | os.PathLike[str]) -> Found:
     The only split is `UNSPLIT` where the data names none. Raises `DataError` for anything else.
     """
     path = os.path.abspath(os.fspath(data))
+    if tars := tars_in(path):
+        return _find_in_tars(path, tars)
     if os.path.isdir(path):
         return _find_in_folder(path)
     if not os.path.exists(path):
@@ -68,6 +76,13 @@ def find_pictures(data: str | os.PathLike[str]) -> Found:
             f"{display_path(path)}: not a folder; expected a folder with one folder a class, or a .csv or .jsonl list"
         )
     return _find_in_list(path)
+
+
+def split_in(name: str) -> str | None:
+    """The split that a file or folder is named after: `captions_train2017` -> train, `Flickr_8k.devImages` -> val."""
+    words = (word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name))
+    found = {SPLITS[word] for word in words if word in SPLITS}
+    return found.pop() if len(found) == 1 else None
 
 
 def walk(folder: str, barred: Iterable[tuple[int, int]] = ()) -> list[os.DirEntry[str]]:
@@ -129,6 +144,24 @@ def _find_in_folder(root: str) -> Found:
             if entry.is_dir() or is_picture(entry.name)
         ]
     _summarise_others(found)
+    return found
+
+
+def _find_in_tars(root: str, tars: list[str]) -> Found:
+    """Pictures in tars by the class that lies beside each and the split that the file or its folder is named after."""
+    found = Found(root if os.path.isdir(root) else os.path.dirname(root), {})
+    for path in tars:
+        split = split_of_tar(path, root) or UNSPLIT
+        for member in members(path):
+            if member.label is None:
+                found.left_out.append(LeftOut(member.picture, "no .cls beside it, and no class in its .json"))
+            else:
+                found.splits.setdefault(split, {}).setdefault(member.label, []).append(member.picture)
+    if UNSPLIT in found.splits and len(found.splits) > 1:
+        others = " and ".join(sorted(found.splits.keys() - {UNSPLIT}))
+        raise DataError(f"{display_path(root)}: some tars have no split in their names, others are of {others}")
+    if not found.splits:
+        raise DataError(f"{display_path(root)}: no picture with a class in {len(tars)} tars")
     return found
 
 

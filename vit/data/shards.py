@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from vit.data.dataset import Failed, Loaded, worker_count
-from vit.data.decode import picture_size
+from vit.data.decode import picture_size, read_picture
 from vit.data.folders import SHARDS, Listing, Sample
 from vit.data.layouts import MANIFEST
 from vit.data.normalise import as_tensor
@@ -77,7 +77,7 @@ def write_shards(listing: Listing, out: str, *, megabytes: int = 64, workers: in
         splits[split] = {"labels": runs, "side": _side(samples)}
     manifest = {"format": "vit shards", "version": _VERSION, "engine": "litdata", "classes": list(listing.classes)}
     manifest |= {"splits": splits}
-    _put(_joined(out, MANIFEST), json.dumps(manifest, indent=1) + "\n")
+    _put(out, json.dumps(manifest, indent=1) + "\n")
 
 
 @contextlib.contextmanager
@@ -93,8 +93,7 @@ def _start_method_kept() -> Iterator[None]:
 def _sample(entry: tuple[int, str, int, str]) -> Any:
     """A sample as it is stored. LitData would take bytes of a JPEG for a picture and decode them itself."""
     index, path, label, root = entry
-    with open(path, "rb") as file:
-        data = np.frombuffer(file.read(), np.uint8)
+    data = np.frombuffer(read_picture(path)[1], np.uint8)
     yield {"file": data, "label": label, "index": index, "name": os.path.relpath(path, root)}
 
 
@@ -106,7 +105,7 @@ def list_shards(data: str | os.PathLike[str], classes: Sequence[str] | None = No
     root = os.fspath(data)
     root = root if "://" in root else os.path.abspath(root)
     try:
-        told = json.loads(_got(_joined(root, MANIFEST)))
+        told = json.loads(_got(root))
         if told["format"] != "vit shards" or told["version"] != _VERSION:
             raise DataError(f"{display_path(root)}: shards of version {told['version']}, this is version {_VERSION}")
         names, splits = tuple(told["classes"]), {}
@@ -171,24 +170,28 @@ def _joined(root: str, name: str) -> str:
     return f"{root.rstrip('/')}/{name}"
 
 
-def _put(path: str, text: str) -> None:
-    if "://" not in path:
-        write_text(Path(path), text)
+def _put(root: str, text: str) -> None:
+    """Write the manifest of shards."""
+    if "://" not in root:
+        write_text(Path(root) / MANIFEST, text)
         return
-    import fsspec
+    import obstore
 
-    with fsspec.open(path, "w", encoding="utf-8") as file:
-        file.write(text)
+    obstore.put(obstore.store.from_url(root), MANIFEST, text.encode())
 
 
-def _got(path: str) -> str:
+def _got(root: str) -> str:
+    """Read the manifest of shards."""
     try:
-        if "://" not in path:
-            return Path(path).read_text(encoding="utf-8")
-        import fsspec
+        if "://" not in root:
+            return (Path(root) / MANIFEST).read_text(encoding="utf-8")
+        _engine()  # brings obstore
+        import obstore
 
-        with fsspec.open(path, encoding="utf-8") as file:
-            return str(file.read())
-    except (OSError, ImportError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise DataError(f"{display_path(path)}: {reason}") from error
+        data = obstore.get(obstore.store.from_url(root), MANIFEST).bytes()
+        return bytes(data).decode("utf-8")
+    except VitError:
+        raise
+    except Exception as error:  # of the file system, and of every kind of storage
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise DataError(f"{display_path(_joined(root, MANIFEST))}: {display_path(reason)}") from error
