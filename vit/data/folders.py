@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from vit.data.layouts import SPLIT_NAMES, UNSPLIT, Found, LeftOut, entries, find_pictures, is_picture, is_shards, walk
 from vit.errors import DataError, display_path
@@ -21,8 +22,7 @@ SHARDS = "shards:"
 """what stands before the place of a picture in shards, where others have an absolute path"""
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(NamedTuple):
     """One picture: its absolute path, and its class as a place in the list of classes."""
 
     path: str
@@ -53,7 +53,7 @@ def list_training(data: str | os.PathLike[str], *, val_fraction: float, test_fra
         from vit.data.shards import list_shards  # builds on this module
 
         return list_shards(data)
-    found = find_pictures(data)
+    found = _found(data)
     problems = training_problems(found)
     if problems:
         raise DataError(problems[0])
@@ -87,7 +87,7 @@ def list_evaluation(data: str | os.PathLike[str], classes: Sequence[str], *, spl
         shards = list_shards(data, classes)
         chosen = choose_split(shards.root, shards.splits, split)
         return replace(shards, splits={chosen: shards.splits[chosen]})
-    found = find_pictures(data)
+    found = _found(data)
     chosen = choose_split(found.root, found.splits, split)
     pictures = {name: paths for name, paths in found.splits[chosen].items() if paths}
     root = display_path(found.root)
@@ -184,6 +184,9 @@ def hold_out(paths: Sequence[str], shares: Mapping[str, float], root: str, seed:
     is the same on every machine.
     """
 
+    if not shares:
+        return {"train": sorted(paths)}
+
     def key(path: str) -> bytes:
         relative = path.removeprefix(root).replace(os.sep, "/")
         return hashlib.sha256(f"{seed}:{relative}".encode("utf-8", "surrogateescape")).digest()
@@ -194,6 +197,20 @@ def hold_out(paths: Sequence[str], shares: Mapping[str, float], root: str, seed:
         count = min(max(1, round(share * len(paths))), len(order) - 1)
         parts[split], order = sorted(order[:count]), order[count:]
     return {"train": sorted(order)} | parts
+
+
+def _found(data: str | os.PathLike[str]) -> Found:
+    """What `data` holds; of a large folder as it is remembered, while that holds true."""
+    from vit.data.remembered import now, recall, remember  # builds on what this module does
+
+    root, started = os.path.abspath(os.fspath(data)), now()
+    if not os.path.isdir(root):
+        return find_pictures(data)
+    found = recall(root)
+    if found is None:
+        found = find_pictures(data)
+        remember(found, started)
+    return found
 
 
 def choose_split(root: str, splits: Collection[str], split: str | None) -> str:

@@ -7,7 +7,8 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from vit.data.decode import IMAGE_SUFFIXES
@@ -23,6 +24,7 @@ SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "va
 MANIFEST = "vit.json"
 """what tells of shards, beside their folders"""
 
+_READERS = 8  # folders that are read at a time
 _LABEL_COLUMNS = ("label", "class")
 _IGNORED = {"__macosx", "thumbs.db", "desktop.ini", "@eadir"}  # what operating systems leave behind; hidden files too
 
@@ -200,16 +202,26 @@ def _classes(folder: str, left_out: list[LeftOut], barred: set[tuple[int, int]])
     left_out += [LeftOut(entry.path, "") for entry in beside if not is_picture(entry.name)]
     # A link from one class to another would give its pictures two labels.
     barred = barred | {inode(entry.path) for entry in folders}
-    return {entry.name: list(_fit(walk(entry.path, barred), left_out)) for entry in folders}
+    classes = {}
+    with ThreadPoolExecutor(_READERS) as pool:  # on a network file system each question waits for its answer
+        for entry, (pictures_of_it, others) in zip(
+            folders, pool.map(lambda entry: _fit(walk(entry.path, barred)), folders), strict=True
+        ):
+            classes[entry.name] = pictures_of_it
+            left_out += others
+    return classes
 
 
-def _fit(candidates: list[os.DirEntry[str]], left_out: list[LeftOut]) -> Iterator[str]:
+def _fit(candidates: list[os.DirEntry[str]]) -> tuple[list[str], list[LeftOut]]:
+    """What can be pictures, and what cannot."""
+    pictures, others = [], []
     for entry in candidates:
         reason = unfit(entry) if is_picture(entry.name) else ""
         if reason is None:
-            yield entry.path
+            pictures.append(entry.path)
         else:
-            left_out.append(LeftOut(entry.path, reason))
+            others.append(LeftOut(entry.path, reason))
+    return pictures, others
 
 
 def unfit(file: os.DirEntry[str] | str) -> str | None:
