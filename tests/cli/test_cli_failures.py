@@ -169,6 +169,23 @@ def test_debug_raises_wherever_it_stands(words: list[str], kind: type[Exception]
         (OSError(28, "No space left on device"), 1, "vit: no space left on the disk\n"),
         (PermissionError(13, "Permission denied", "/a\nb"), 1, "vit: /a\\nb: permission denied\n"),
         (ZeroDivisionError("division\nby zero"), 1, "vit: a fault of ours: ZeroDivisionError: division (--debug shows"),
+        (
+            RuntimeError("DataLoader worker (pid 71) is killed by signal: Killed. "),
+            1,
+            "vit: a process that reads pictures (pid 71) is killed by signal: Killed; if memory ran out, lower",
+        ),
+        (
+            RuntimeError("DataLoader worker (pid 71) is killed by signal: Bus error."),
+            1,
+            "vit: a process that reads pictures (pid 71) is killed by signal: Bus error; /dev/shm is too small",
+        ),
+        (
+            DataError(
+                "Caught DataError in DataLoader worker process 0.\nOriginal Traceback:\n  x\nvit.DataError: a: b"
+            ),
+            1,
+            "vit: a: b\n",
+        ),
         (DataError("the data: bad"), 1, "vit: the data: bad\n"),
         (ConfigError("a key: bad"), 2, "vit: a key: bad\n"),
     ],

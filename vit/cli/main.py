@@ -5,6 +5,7 @@ import difflib
 import errno
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -72,7 +73,7 @@ def main(argv: list[str]) -> int:
     except VitError as error:
         if debug:
             raise
-        return _fail(str(error), error.exit_code)
+        return _fail(_own_words(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError:
@@ -154,9 +155,22 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+def _own_words(error: VitError) -> str:
+    """The message of an error of ours; torch puts a traceback before it where a worker process raised it."""
+    lines = str(error).splitlines()
+    if len(lines) > 1 and lines[0].startswith("Caught ") and "worker process" in lines[0]:
+        return lines[-1].partition(": ")[2]
+    return str(error)
+
+
 def _in_words(error: Exception) -> str:
     """What a user can do about an exception that is not one of ours."""
     text = (str(error).strip().splitlines() or [""])[0]
+    if died := re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)", text):
+        told = f"a process that reads pictures (pid {died[1]}) {died[2].rstrip('. ')}"
+        if "bus error" in str(error).lower() or "shared memory" in str(error).lower():
+            return f"{told}; /dev/shm is too small for its batches: lower data.workers, 0 does without"
+        return f"{told}; if memory ran out, lower data.workers or data.batch_size; --resume goes on with the run"
     if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
         return "out of memory; lower data.batch_size, or set train.checkpointing true"
     if isinstance(error, OSError) and error.errno is not None:

@@ -43,6 +43,7 @@ class DeviceLoader:
             settings = "augment.policy, color_jitter, erase"
             raise ConfigError(f"data.cache: device does not vary colours and does not erase ({settings}); take ram")
         self.dataset, self.sampler = dataset, sampler  # Lightning sets the sampler's epoch
+        self.batch_sampler = None  # and looks for one here
         self.device, self.batch_size, self.drop_last = device, batch_size, drop_last
         self._images: Tensor | None = None
         self._failures: dict[int, str] = {}
