@@ -36,7 +36,10 @@ Work = Callable[[int], object]
 
 def ours(paths: list[str], size: int, augment: AugmentConfig, cache: Cache) -> Work:
     """What gives picture number i by our dataset, its cache filled."""
-    dataset = ImageDataset([Sample(path, 0) for path in paths], TrainingTransform(augment, Preprocessing((size, size))))
+    dataset = ImageDataset(
+        [Sample(path, 0) for path in paths],
+        TrainingTransform(augment, Preprocessing((size, size), interpolation="bilinear")),
+    )
     keep_pictures(dataset, cache, name="bench")
     if cache != "none":
         for index in range(len(paths)):

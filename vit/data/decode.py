@@ -319,9 +319,15 @@ def _jpeg_orientation(data: bytes) -> object:
     """The orientation by EXIF or XMP; where there is neither, Pillow would look for it longer than decoding a small
     picture takes.
     """
-    if b"Exif" not in data and b"rientation" not in data:
+    start = data.find(b"Exif\0\0")
+    if start < 0 and b"rientation" not in data:
         return 1
     try:
+        if start > 2:  # the two bytes before it are the length of its segment
+            exif = Image.Exif()
+            exif.load(data[start : start + int.from_bytes(data[start - 2 : start])])
+            if (told := exif.get(ExifTags.Base.Orientation)) is not None or b"rientation" not in data:
+                return told or 1
         return _orientation(JpegImagePlugin.JpegImageFile(io.BytesIO(data)))
     except Exception:
         return 1

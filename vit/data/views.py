@@ -16,6 +16,7 @@ from vit.data.config import Interpolation
 from vit.data.decode import Copy
 
 _TRIES = 10
+_GROWS = {"bicubic": cv2.INTER_CUBIC, "bilinear": cv2.INTER_LINEAR}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +63,19 @@ def enough(full: tuple[int, int], part: tuple[int, int], size: tuple[int, int]) 
 def cut_out(copy: Copy, view: View, size: tuple[int, int], interpolation: Interpolation) -> np.ndarray:
     """The view of a picture as uint8 [h, w, 3], interpolated, antialiased along sides that shrink, and turned.
 
-    The view counts in pixels of the whole picture; of a smaller copy the nearest pixels are taken. torch resizes as
-    Pillow does, in half the time.
+    The view counts in pixels of the whole picture; of a smaller copy the nearest pixels are taken. torch shrinks
+    as Pillow does, in half the time; OpenCV does not antialias, and enlarges in a quarter.
     """
     down, across = (extent / full for extent, full in zip(copy.extent, copy.full, strict=True))
     top, bottom = _nearest(view.top * down, (view.top + view.height) * down)
     left, right = _nearest(view.left * across, (view.left + view.width) * across)
-    part = torch.from_numpy(copy.pixels[top:bottom, left:right].copy()).permute(2, 0, 1)
-    if part.shape[1:] != size:
-        part = interpolate(part[None], size=size, mode=interpolation, antialias=True)[0]
+    part = copy.pixels[top:bottom, left:right]
+    if part.shape[0] <= size[0] and part.shape[1] <= size[1]:
+        return turned(cv2.resize(part, size[::-1], interpolation=_GROWS[interpolation]), view)
+    tensor = torch.from_numpy(part.copy()).permute(2, 0, 1)[None]
+    tensor = interpolate(tensor, size=size, mode=interpolation, antialias=True)[0]
     ways = [axis for axis, turns in ((1, view.upside_down), (2, view.mirrored)) if turns]
-    return (part.flip(ways) if ways else part).permute(1, 2, 0).numpy()
+    return (tensor.flip(ways) if ways else tensor).permute(1, 2, 0).numpy()
 
 
 def _nearest(first: float, last: float) -> tuple[int, int]:
