@@ -9,9 +9,12 @@ from vit.data.config import Preprocessing
 
 def as_tensor(pixels: np.ndarray) -> Tensor:
     """uint8 [H, W, 3] -> uint8 [3, H, W]; an array turned about or not to be written to is copied."""
-    if pixels.flags.writeable and pixels.transpose(2, 0, 1).flags.c_contiguous:
+    flags = pixels.flags
+    if flags.writeable and pixels.transpose(2, 0, 1).flags.c_contiguous:
         return torch.from_numpy(pixels.transpose(2, 0, 1))
-    return torch.from_numpy(np.require(pixels, requirements=("C", "W"))).permute(2, 0, 1)
+    if not (flags.c_contiguous and flags.writeable):
+        pixels = pixels.copy()
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 class Normalise(nn.Module):
