@@ -1,5 +1,6 @@
 """Copy pictures: the same as those read from their files, whole or not there, shared by all who use them."""
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -135,6 +136,22 @@ def test_a_full_disk_is_told_once_and_harms_nothing(tmp_path: Path, caplog: pyte
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [record.getMessage().count("training goes on") for record in caplog.records] == [1]
     assert cache.filled() == 1
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_nothing_stays_open_but_pixels_in_use(where: str, tmp_path: Path) -> None:
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("needs /proc to count open files")
+    before = len(os.listdir("/proc/self/fd"))
+    cache = PixelCache(4, 300, None if where == "memory" else tmp_path / "c.pixels")
+    cache.put(0, kept(10, 10))
+    found = cache.get(0)
+    del cache
+    gc.collect()
+    assert same(found, kept(10, 10))
+    del found
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_in_words(tmp_path: Path) -> None:

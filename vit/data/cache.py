@@ -94,6 +94,10 @@ class PixelCache:
             raise
         return descriptor
 
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):  # absent where opening failed
+            os.close(self._descriptor)  # the map, and pixels that are still in use, hold on by themselves
+
     def __getstate__(self) -> dict[str, Any]:
         state = {name: value for name, value in vars(self).items() if name not in ("_bytes", "_sound", "_descriptor")}
         return state | {"duplicate": DupFd(self._descriptor)}
