@@ -28,35 +28,23 @@ _SHOWN = 36
 
 def preview(data: str, config: Config, out: Path, epoch: int) -> int:
     """Draw the first training batch of an epoch as the network sees it, each picture with its labels. -> exit code."""
-    from vit.data.augment import TrainingTransform
-    from vit.data.dataset import ImageDataset, image_loader
-    from vit.data.sampling import EpochSampler
     from vit.evaluate.plots import gallery
     from vit.files import whole_file
 
     if not 0 <= epoch < config.train.epochs:
         last = config.train.epochs - 1
         raise ConfigError(f"--epoch: must be from 0 to {last}, the last of train.epochs, got {epoch}")
-    setup = _set_up(data, replace(config, data=replace(config.data, cache="none")))
+    setup = _set_up(data, replace(config, data=replace(config.data, cache="none", workers=0)))
+    from vit.data.module import ImageFolderData
+
     config, samples = setup.config, setup.listing.splits["train"]
-    dataset = ImageDataset(
-        samples,
-        TrainingTransform(config.augment, setup.preprocessing),
-        seed=config.train.seed,
-        max_pixels=config.data.max_pixels,
-    )
-    sampler = EpochSampler(
-        [sample.label for sample in samples],
-        seed=config.train.seed,
-        balanced=config.data.balanced,
-        repeats=config.data.repeats,
-    )
-    sampler.set_epoch(epoch)
-    steps = max(1, len(sampler) // config.data.batch_size)
-    batch = next(iter(image_loader(dataset, sampler, batch_size=config.data.batch_size, workers=0)))
+    loaders = ImageFolderData(setup.listing, config.data, config.augment, setup.preprocessing, config.train.seed)
+    loaders.load_state_dict({"epoch": epoch})
+    loader = loaders.train_dataloader()
+    batch = next(iter(loader))
     if not len(batch):
         raise VitError(f"{display_path(data)}: none of the {len(batch.failures)} pictures of the batch could be read")
-    images, labels = _inputs(setup, batch, epoch, epoch * steps)
+    images, labels = _inputs(setup, batch, epoch, epoch * len(loader))
     classes = setup.listing.classes
     tiles = [(image, _named(row, classes)) for image, row in zip(images, labels, strict=True)][:_SHOWN]
     with whole_file(out) as temporary, temporary.open("wb") as file:

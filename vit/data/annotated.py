@@ -72,8 +72,8 @@ def sources_of(
     name = display_path(path)
     if not os.path.lexists(path):
         raise DataError(f"{name}: no such file or folder")
-    if is_shard(path):
-        raise shard_error(path)
+    if is_container(path):
+        raise container_error(path)
     if not os.path.isfile(path):
         raise DataError(f"{name}: not a regular file")
     if (reader := recognise(path)) is None:
@@ -81,12 +81,12 @@ def sources_of(
     return os.path.dirname(path), [Source(path, reader)]
 
 
-def is_shard(path: str) -> bool:
+def is_container(path: str) -> bool:
     """Whether a file is one of the containers that are not read as they are."""
     return path.lower().endswith((".tar", ".tar.gz", ".tgz", ".zip", ".parquet", ".arrow"))
 
 
-def shard_error(path: str) -> DataError:
+def container_error(path: str) -> DataError:
     """What to do with a container."""
     if path.lower().endswith((".parquet", ".arrow")):
         hint = "write the table as .jsonl or .csv beside the pictures"

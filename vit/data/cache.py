@@ -48,16 +48,9 @@ class PixelCache:
         """
         self.count, self.room, self.path = count, room, path
         self._slot = _SLOT.size + room
-        self._header = {
-            "format": "vit pixel cache",
-            "version": _VERSION,
-            "count": count,
-            "room": room,
-            "source": source,
-        }
         self._full = False
         try:
-            self._descriptor = _unnamed() if path is None else self._opened(path)
+            self._descriptor = _unnamed() if path is None else self._opened(path, source)
             if path is None:
                 os.ftruncate(self._descriptor, _HEADER + count * self._slot)
         except OSError as error:
@@ -70,9 +63,16 @@ class PixelCache:
         self._sound = np.zeros(self.count, dtype=bool)
         """slots whose checksum this process has compared"""
 
-    def _opened(self, path: Path) -> int:
+    def _opened(self, path: Path, source: str) -> int:
         """The file, made anew where it is not the one that is wanted."""
-        wanted = json.dumps(self._header).encode().ljust(_HEADER, b"\0")
+        told = {
+            "format": "vit pixel cache",
+            "version": _VERSION,
+            "count": self.count,
+            "room": self.room,
+            "source": source,
+        }
+        wanted = json.dumps(told).encode().ljust(_HEADER, b"\0")
         size = _HEADER + self.count * self._slot
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -16,16 +16,16 @@ from vit.data.annotated import (
     Tally,
     check_splits,
     complete_splits,
+    container_error,
     first_line,
-    is_shard,
+    is_container,
     lines,
-    shard_error,
     sources_of,
 )
 from vit.data.caption_formats import EMPTY, Reader, Record, caption_reader, captions_of, read_json, strict_text
 from vit.data.folders import choose_split
-from vit.data.layouts import SPLITS, UNSPLIT, LeftOut, entries, is_picture, split_in, unfit, walk
-from vit.data.tars import members, split_of_tar, tars_in
+from vit.data.layouts import SPLITS, UNSPLIT, LeftOut, entries, is_picture, split_in, split_of_tar, unfit, walk
+from vit.data.tars import members, tars_in
 from vit.errors import DataError, display_path
 
 DUPLICATE = "duplicate captions"
@@ -264,8 +264,8 @@ def _read_sidecars(listing: CaptionListing, tally: Tally) -> None:
     stems = {path: os.path.splitext(path)[0] for path in pictures}
     captioned = [p for p in pictures if {stems[p] + ".txt", stems[p] + ".json"} & texts]
     if not captioned:
-        shards = [entry.path for entry in files if is_shard(entry.path)]
-        raise shard_error(shards[0]) if shards else DataError(f"{display_path(root)}: no captions; {FORMATS}")
+        shards = [entry.path for entry in files if is_container(entry.path)]
+        raise container_error(shards[0]) if shards else DataError(f"{display_path(root)}: no captions; {FORMATS}")
     splits = {path: SPLITS.get(os.path.relpath(path, root).split(os.sep)[0].lower(), UNSPLIT) for path in pictures}
     named = set(splits.values()) - {UNSPLIT}
     for path in pictures:

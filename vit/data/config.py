@@ -82,8 +82,8 @@ class DataConfig:
     """pictures with more pixels than this are refused from their header"""
     cache: Cache = "auto"
     """decoded pictures kept for the next epoch: in memory that all workers share (ram), in one file in the user's cache
-    folder (disk; `vit data pack` makes it beforehand), all of them on the GPU (device; small pictures); auto: device or
-    ram where they fit and reading is slower, else none"""
+    folder (disk; `vit data pack` makes it beforehand), all of them on the GPU (device; small pictures); auto: ram
+    where they fit into half of the free memory and reading is slower, else none"""
     cache_side: int = 0
     """shrink what is kept of training pictures to this short side; 0 takes 8/7 of the model's"""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from vit.data.decode import IMAGE_SUFFIXES
 from vit.data.tables import PATH_COLUMNS, fault, read_rows, text_of
-from vit.data.tars import members, split_of_tar, tars_in
+from vit.data.tars import members, tars_in
 from vit.errors import DataError, display_path
 
 UNSPLIT = "all"
@@ -85,6 +85,15 @@ def split_in(name: str) -> str | None:
     words = (word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name))
     found = {SPLITS[word] for word in words if word in SPLITS}
     return found.pop() if len(found) == 1 else None
+
+
+def split_of_tar(path: str, root: str) -> str | None:
+    """The split that a tar is named after, or the folder in `root` that it lies in."""
+    folder = os.path.dirname(path)
+    inside = folder not in (root, os.path.dirname(root))
+    return split_in(os.path.splitext(os.path.basename(path))[0]) or (
+        split_in(os.path.basename(folder)) if inside else None
+    )
 
 
 def walk(folder: str, barred: Iterable[tuple[int, int]] = ()) -> list[os.DirEntry[str]]:

@@ -128,11 +128,11 @@ class ImageFolderData(EpochData):
                 f"{display_path(self.listing.root)}: {len(samples)} pictures for {split} on {world} devices"
             )
         dataset = ImageDataset(samples, EvaluationTransform(self.preprocessing), max_pixels=self._data.max_pixels)
+        sampler = ExactSampler(len(samples), rank=rank, world=world)
         if split == "val":  # the others are read once
             self._keep(dataset, split)
             if self._data.cache == "device":
-                return self._on_device(dataset, ExactSampler(len(samples), rank=rank, world=world))
-        sampler = ExactSampler(len(samples), rank=rank, world=world)
+                return self._on_device(dataset, sampler)
         return image_loader(
             dataset,
             sampler,

@@ -4,6 +4,7 @@
 is read in place: a picture in it is named by the file, where it starts there and its size, and is as good as a path.
 """
 
+import io
 import json
 import os
 import tarfile
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vit.data.decode import in_tar, is_regular
+from vit.data.decode import IMAGE_SUFFIXES, in_tar, is_regular
 from vit.errors import DataError, display_path
 from vit.files import whole_file
 
@@ -93,8 +94,6 @@ def _only_tars(folder: str) -> list[str] | None:
 
 def members(path: str) -> Iterator[Member]:
     """The samples of a tar that have a picture, in order. Raises DataError for what is no tar, or is cut short."""
-    from vit.data.layouts import is_picture  # builds on this module
-
     try:
         is_regular(path)
         if not _ends(path):
@@ -110,7 +109,7 @@ def members(path: str) -> Iterator[Member]:
                     if picture:
                         yield Member(key.lstrip("./"), picture, texts)
                     key, picture, texts = name, "", {}
-                if is_picture(base):
+                if os.path.splitext(base)[1].lower() in IMAGE_SUFFIXES:
                     picture = in_tar(path, entry.offset_data, entry.size)
                 elif entry.size < 1 << 20 and (stream := archive.extractfile(entry)) is not None:
                     texts[ending.lower()] = stream.read().decode("utf-8", "surrogateescape")
@@ -127,15 +126,6 @@ def _ends(path: str) -> bool:
             return False
         file.seek(-tarfile.BLOCKSIZE, os.SEEK_END)
         return not any(file.read())
-
-
-def split_of_tar(path: str, root: str) -> str | None:
-    """The split that a tar is named after, or the folder in `root` that it lies in."""
-    from vit.data.layouts import split_in  # builds on this module
-
-    folder = os.path.dirname(path)
-    inside = folder not in (root, os.path.dirname(root))
-    return split_in(Path(path).stem) or (split_in(os.path.basename(folder)) if inside else None)
 
 
 def write_tars(samples: Iterable[tuple[bytes, str, dict[str, str]]], folder: Path, *, megabytes: int) -> int:
@@ -159,8 +149,6 @@ def write_tars(samples: Iterable[tuple[bytes, str, dict[str, str]]], folder: Pat
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    import io
-
     entry = tarfile.TarInfo(name)
     entry.size = len(content)
     archive.addfile(entry, io.BytesIO(content))

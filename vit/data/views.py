@@ -64,7 +64,7 @@ def cut_out(copy: Copy, view: View, size: tuple[int, int], interpolation: Interp
     """The view of a picture as uint8 [h, w, 3], interpolated, antialiased along sides that shrink, and turned.
 
     The view counts in pixels of the whole picture; of a smaller copy the nearest pixels are taken. torch shrinks
-    as Pillow does, in half the time; OpenCV does not antialias, and enlarges in a quarter.
+    as Pillow does, in less time; OpenCV does not antialias, and enlarges in less still.
     """
     down, across = (extent / full for extent, full in zip(copy.extent, copy.full, strict=True))
     top, bottom = _nearest(view.top * down, (view.top + view.height) * down)
