@@ -13,7 +13,7 @@ from vit.data.config import AugmentConfig, Preprocessing
 from vit.data.dataset import Batch, ImageDataset, image_loader
 from vit.data.device import DeviceLoader
 from vit.data.folders import Sample
-from vit.data.sampling import EpochSampler, ExactSampler
+from vit.data.sampling import EpochSampler, ExactSampler, draw_seed, uniform
 from vit.data.transforms import EvaluationTransform
 from vit.errors import ConfigError
 
@@ -85,9 +85,25 @@ def test_evaluation_sees_the_same_and_names_what_it_cannot_read(tmp_path: Path) 
 def test_what_cannot_be_done_on_the_device_is_refused(tmp_path: Path) -> None:
     samples = samples_in(tmp_path, (24, 32))
     sampler = EpochSampler(range(len(samples)), seed=1)
-    for augment in (AugmentConfig(color_jitter=0.3), AugmentConfig(erase=0.5), AugmentConfig(policy="trivialaugment")):
-        with pytest.raises(ConfigError, match=r"data\.cache: device does not vary colours"):
-            both(samples, TrainingTransform(augment, SIZE), sampler)
     Image.new("RGB", (40, 30)).save(tmp_path / "0.png")
     with pytest.raises(ConfigError, match=r"pictures of one size, these have 2; take ram"):
         both(samples, TrainingTransform(AugmentConfig(), SIZE), sampler)
+
+
+def test_many_views_at_once_are_those_drawn_one_by_one() -> None:
+    seeds = np.array([draw_seed(5, 1, index, 0) for index in range(500)], np.uint64)
+    for crop in ("random-resized", "pad", "none"):
+        transform = TrainingTransform(AugmentConfig(crop=crop, flip=0.5, vertical_flip=0.3), SIZE)
+        one_by_one = [transform.view(60, 47, int(seed))[0] for seed in seeds]
+        expected = [(v.top, v.left, v.height, v.width, v.mirrored, v.upside_down) for v in one_by_one]
+        assert np.array_equal(transform.views(60, 47, seeds), np.array(expected, np.int64))
+
+
+def test_random_numbers_are_the_same_one_by_one_and_at_once() -> None:
+    seeds = np.arange(2000, dtype=np.uint64)
+    for number in (0, 1, 30):
+        assert uniform(seeds, number).tolist() == [uniform(int(seed), number) for seed in seeds]
+    values = np.stack([uniform(seeds, number) for number in range(20)])
+    assert np.abs(np.corrcoef(values) - np.eye(20)).max() < 0.1
+    assert np.abs(np.corrcoef(values[:, :-1].ravel(), values[:, 1:].ravel())[0, 1]) < 0.02
+    assert abs(values.mean() - 0.5) < 0.01 and abs(values.std() - 12**-0.5) < 0.01

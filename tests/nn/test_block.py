@@ -147,3 +147,20 @@ def test_token_embedding_and_its_transpose_share_one_weight(count: int) -> None:
     logits = embed.unembed(x)
     torch.testing.assert_close(logits, torch.einsum("bnd,vd->bnv", x, embed.weight), rtol=0, atol=1e-5)
     assert [name for name, _ in embed.named_parameters()] == ["weight"]
+
+
+def test_stochastic_depth_skips_the_work_of_dropped_samples_and_keeps_the_expectation() -> None:
+    seen: list[int] = []
+    block = Block(Attention(D, H), MLP(D, D), drop_path=0.25)
+    block.mlp.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    x = torch.randn(16, N, D)
+    plain, total = block.eval()(x), torch.zeros_like(x)
+    block.train()
+    with torch.no_grad():
+        for _ in range(600):
+            total += block(x)
+    assert seen == [16] + [12] * 600
+    # the second branch sees the first, so only roughly the mean
+    assert ((total / 600 - plain).abs().mean() / (plain - x).abs().mean()) < 0.25
+    untouched = sum(bool(torch.equal(row, before)) for row, before in zip(block(x), x, strict=True))
+    assert untouched <= 4

@@ -16,8 +16,9 @@ from PIL import Image
 
 from vit.data.config import AugmentConfig, Preprocessing
 from vit.data.decode import Copy, decode_copy
+from vit.data.sampling import uniform
 from vit.data.transforms import EvaluationTransform
-from vit.data.views import View, cut_out, enough, random_part, turned
+from vit.data.views import DRAWN, View, cut_out, enough, random_part, random_parts, turned
 
 
 def _import_albumentations() -> Any:
@@ -52,13 +53,13 @@ class TrainingTransform:
     def __init__(self, augment: AugmentConfig, preprocessing: Preprocessing, *, kept_side: int = 0) -> None:
         self.size = preprocessing.size
         self.kept_side = kept_side or -(-8 * max(preprocessing.size) // 7)
-        self._augment = augment = augment.settled()
+        self.augment = augment = augment.settled()
         self._fit = None if augment.crop == "random-resized" else EvaluationTransform(preprocessing)
         height, width = self.size
         self.margin = (height // 8, width // 8) if augment.crop == "pad" else (0, 0)
         """rows and columns by which a padded crop is shifted at most"""
         self._interpolation = preprocessing.interpolation
-        fill = tuple(round(255 * value) for value in preprocessing.mean)
+        self.fill = fill = tuple(round(255 * value) for value in preprocessing.mean)
         steps = [*_policy_steps(augment, fill), *_jitter_steps(augment), *_erase_steps(augment)]
         self._steps = A.Compose(steps, is_check_shapes=False) if steps else None
 
@@ -126,14 +127,27 @@ class TrainingTransform:
 
         Of a padded crop it is the place in the padded picture, which has the model's size and margins.
         """
-        rng = random.Random(seed)
         if self._fit is None:
-            part = random_part(height, width, self._augment.crop_scale, self._augment.crop_ratio, rng)
+            part = random_part(height, width, self.augment.crop_scale, self.augment.crop_ratio, seed)
         else:
-            top, left = (rng.randint(0, 2 * margin) for margin in self.margin)
+            top, left = (int(uniform(seed, n) * (2 * margin + 1)) for n, margin in enumerate(self.margin))
             part = (top, left, *self.size)
-        mirrored, upside_down = (rng.random() < (p or 0) for p in (self._augment.flip, self._augment.vertical_flip))
-        return View(*part, mirrored, upside_down), rng.getrandbits(32)
+        mirrored, upside_down = (uniform(seed, DRAWN + n) < p for n, p in enumerate(self._turns))
+        return View(*part, mirrored, upside_down), int(uniform(seed, DRAWN + 2) * 2**32)
+
+    def views(self, height: int, width: int, seeds: np.ndarray) -> np.ndarray:
+        """The places and turns of `view` for pictures of one shape, seeds uint64 [B] -> int64 [B, 6], as in `View`."""
+        if self._fit is None:
+            parts = random_parts(height, width, self.augment.crop_scale, self.augment.crop_ratio, seeds)
+        else:
+            starts = [uniform(seeds, n) * (2 * margin + 1) for n, margin in enumerate(self.margin)]
+            parts = np.stack([*starts, *(np.full(len(seeds), side) for side in self.size)], axis=1).astype(np.int64)
+        turns = [uniform(seeds, DRAWN + n) < p for n, p in enumerate(self._turns)]
+        return np.concatenate([parts, np.stack(turns, axis=1)], axis=1)
+
+    @property
+    def _turns(self) -> tuple[float, float]:
+        return self.augment.flip or 0.0, self.augment.vertical_flip
 
     def _varied(self, image: np.ndarray, seed: int) -> np.ndarray:
         """A fitted picture [h, w, 3], shifted, turned and coloured."""

@@ -3,21 +3,21 @@
 Letters: S pictures of the set, B of a batch; h, w the model's height and width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Sampler
 
 from vit.data.augment import TrainingTransform
 from vit.data.dataset import Batch, ImageDataset
 from vit.data.decode import Copy
+from vit.data.device_policy import DevicePolicy
 from vit.data.normalise import as_tensor
-from vit.data.sampling import Draw, draw_seed
-from vit.data.views import View
+from vit.data.sampling import EpochSampler, ExactSampler, draw_seed
 from vit.errors import ConfigError, UnreadableImage
 
 
@@ -25,23 +25,23 @@ class DeviceLoader:
     """Batches of `Batch` in the sampler's order, on `device`; the draws are those of `image_loader`.
 
     Padded and plain crops give the same pixels as `image_loader`, random-resized parts are interpolated without
-    antialiasing. Everything is read when the first batch is asked for; pictures that cannot be read are named in the
+    antialiasing; what varies colours, `DevicePolicy`, draws from the same distributions. Everything is read when the first batch is asked for; pictures that cannot be read are named in the
     first batch of every epoch that draws them. Raises ConfigError for pictures that are kept in different sizes.
     """
 
     def __init__(
         self,
         dataset: ImageDataset,
-        sampler: Sampler[Draw],
+        sampler: EpochSampler | ExactSampler,
         *,
         device: torch.device,
         batch_size: int,
         drop_last: bool = False,
     ) -> None:
         transform = dataset.transform
+        self._policy = None
         if isinstance(transform, TrainingTransform) and transform.colours:
-            settings = "augment.policy, color_jitter, erase"
-            raise ConfigError(f"data.cache: device does not vary colours and does not erase ({settings}); take ram")
+            self._policy = DevicePolicy(transform.augment, transform.fill)
         self.dataset, self.sampler = dataset, sampler  # Lightning sets the sampler's epoch
         self.batch_sampler = None  # and looks for one here
         self.device, self.batch_size, self.drop_last = device, batch_size, drop_last
@@ -49,21 +49,22 @@ class DeviceLoader:
         self._failures: dict[int, str] = {}
 
     def __len__(self) -> int:
-        count = len(self.sampler)  # type: ignore[arg-type]
+        count = len(self.sampler)
         return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         images = self._loaded()
-        draws = iter(self.sampler)
-        batches = [[next(draws) for _ in range(self.batch_size)] for _ in range(len(self) - (not self.drop_last))]
-        if not self.drop_last:
-            batches.append(list(draws))
+        indices, copies = self.sampler.order()
+        ends = range(self.batch_size, len(self) * self.batch_size + 1, self.batch_size)
         with ThreadPoolExecutor(1) as ahead:  # views are drawn while the device works on the batch before
             waiting = None
-            for draws_of_batch in [*batches, None]:
-                coming = None if draws_of_batch is None else ahead.submit(self._drawn, draws_of_batch)
+            for end in [*ends, None]:
+                coming = None
+                if end is not None:
+                    batch = slice(end - self.batch_size, end)
+                    coming = ahead.submit(self._drawn, indices[batch], copies[batch])
                 if waiting is not None:
-                    yield self._batch(images, *waiting.result())
+                    yield self._batch(images, waiting.result())
                 waiting = coming
 
     def _loaded(self) -> Tensor:
@@ -88,61 +89,69 @@ class DeviceLoader:
             self._failures[index] = getattr(error, "reason", None) or str(error)
             return None
 
-    def _drawn(self, draws: Sequence[Draw]) -> tuple[list[int], list[View], list[tuple[int, str]]]:
-        """Places, views and failures of a batch."""
-        transform, read = self.dataset.transform, [draw for draw in draws if draw.index not in self._failures]
-        views = []
-        if isinstance(transform, TrainingTransform):
-            full = self._full if transform.parts else transform.size
-            views = [transform.view(*full, draw_seed(self.dataset.seed, *draw))[0] for draw in read]
-        failures = [(draw.index, self._failures[draw.index]) for draw in draws if draw.index in self._failures]
-        return [draw.index for draw in read], views, failures
-
-    def _batch(self, images: Tensor, indices: list[int], views: list[View], failures: list[tuple[int, str]]) -> Batch:
-        places = _sent(torch.tensor(indices, dtype=torch.int64), self.device)
+    def _drawn(self, indices: np.ndarray, copies: np.ndarray) -> "_Drawn":
         transform = self.dataset.transform
-        if not isinstance(transform, TrainingTransform):
+        failures = [(index, self._failures[index]) for index in indices.tolist() if index in self._failures]
+        if failures:
+            read = ~np.isin(indices, list(self._failures))
+            indices, copies = indices[read], copies[read]
+        views = colours = None
+        if isinstance(transform, TrainingTransform):
+            places = indices.astype(np.uint64), copies.astype(np.uint64)
+            seeds = np.broadcast_to(draw_seed(self.dataset.seed, self.sampler.epoch, *places), indices.shape)
+            views = transform.views(*(self._full if transform.parts else transform.size), seeds)
+            colours = None if self._policy is None else self._policy.draw(seeds)
+        return _Drawn(indices, views, colours, failures)
+
+    def _batch(self, images: Tensor, drawn: "_Drawn") -> Batch:
+        places = _sent(torch.from_numpy(drawn.indices), self.device)
+        transform = self.dataset.transform
+        if drawn.views is None:
             seen = images[places]
         elif transform.parts:
-            seen = parts(images[places], views, self._full, transform.size)
+            seen = parts(images[places], drawn.views, self._full, transform.size)
         else:
-            seen = shifted(images, places, views, transform.margin)
-        return Batch(seen, self._labels[places], places, failures)
+            seen = shifted(images, places, drawn.views, transform.margin)
+        if drawn.colours is not None and self._policy is not None:
+            seen = self._policy(seen, *(_sent(torch.from_numpy(table), self.device) for table in drawn.colours))
+        return Batch(seen, self._labels[places], places, drawn.failures)
 
 
-def shifted(images: Tensor, places: Tensor, views: Sequence[View], margin: tuple[int, int]) -> Tensor:
-    """Views [B] of fitted pictures, images uint8 [S, 3, h, w] with margins that mirror them -> uint8 [B, 3, h, w]."""
+@dataclass
+class _Drawn:
+    """What is decided of a batch before the device sees it: places in the set, views [B, 6], a policy's draws."""
+
+    indices: np.ndarray
+    views: np.ndarray | None
+    colours: tuple[np.ndarray, ...] | None
+    failures: list[tuple[int, str]]
+
+
+def shifted(images: Tensor, places: Tensor, views: np.ndarray, margin: tuple[int, int]) -> Tensor:
+    """Views [B, 6] of fitted pictures, uint8 [S, 3, h, w] with margins that mirror them -> uint8 [B, 3, h, w]."""
     height, width = images.shape[2:]
-    rows, columns = (
-        _mirrored([start(view) for view in views], [turns(view) for view in views], side, edge).to(images.device)
-        for start, turns, side, edge in (
-            (lambda view: view.top, lambda view: view.upside_down, height, margin[0]),
-            (lambda view: view.left, lambda view: view.mirrored, width, margin[1]),
-        )
-    )
+    top, left, _, _, mirrored, upside_down = _sent(torch.from_numpy(views), images.device).unbind(1)
+    rows = _mirrored(top - margin[0], upside_down, height)
+    columns = _mirrored(left - margin[1], mirrored, width)
     channels = torch.arange(3, device=images.device)[None, :, None, None]
     return images[places[:, None, None, None], channels, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def _mirrored(starts: list[int], turns: list[bool], side: int, margin: int) -> Tensor:
-    """Which pixels of a side make up each view of it: int64 [B, side]."""
-    steps = torch.arange(side)
-    turned = torch.tensor(turns, dtype=torch.bool)[:, None]
-    steps = torch.where(turned, side - 1 - steps, steps)
-    place = (torch.tensor(starts, dtype=torch.int64)[:, None] - margin + steps).abs()
+def _mirrored(starts: Tensor, turns: Tensor, side: int) -> Tensor:
+    """Which pixels of a side make up each view of it, those outside mirrored: int64 [B, side]."""
+    steps = torch.arange(side, device=starts.device)
+    steps = torch.where(turns[:, None] > 0, side - 1 - steps, steps)
+    place = (starts[:, None] + steps).abs()
     return torch.where(place >= side, 2 * (side - 1) - place, place)
 
 
-def parts(images: Tensor, views: Sequence[View], full: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """The parts that views [B] show of images uint8 [B, 3, H, W] of pictures whose whole shape is `full`, bicubically
-    resized -> uint8 [B, 3, h, w].
+def parts(images: Tensor, views: np.ndarray, full: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """The parts that views [B, 6] show of images uint8 [B, 3, H, W] of pictures whose whole shape is `full`,
+    bicubically resized -> uint8 [B, 3, h, w].
     """
-    table = torch.tensor(
-        [(v.top, v.left, v.height, v.width, -1 if v.upside_down else 1, -1 if v.mirrored else 1) for v in views],
-        dtype=torch.float32,
-    ).view(-1, 6)
-    table = _sent(table, images.device)
-    top, left, height, width, down, across = table.unbind(1)
+    table = _sent(torch.from_numpy(views), images.device).float()
+    top, left, height, width, mirrored, upside_down = table.unbind(1)
+    down, across = 1 - 2 * upside_down, 1 - 2 * mirrored
     theta = torch.zeros(len(table), 2, 3, device=images.device)
     theta[:, 0, 0], theta[:, 0, 2] = across * width / full[1], (2 * left + width) / full[1] - 1
     theta[:, 1, 1], theta[:, 1, 2] = down * height / full[0], (2 * top + height) / full[0] - 1

@@ -1,12 +1,17 @@
 """Which picture comes when: the order of an epoch and the seed of each draw, from (seed, epoch) alone."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from torch.utils.data import Sampler
 
 _WORD = 0xFFFFFFFFFFFFFFFF
+_GOLDEN = 0x9E3779B97F4A7C15
+_SPREAD = 0xD1342543DE82EF95
+"""an odd number of mixed bits: seeds that follow one another must not share their random numbers"""
+
+_Number = TypeVar("_Number", int, np.ndarray)
 
 
 class Draw(NamedTuple):
@@ -17,19 +22,32 @@ class Draw(NamedTuple):
     copy: int
 
 
-def draw_seed(seed: int, epoch: int, index: int, copy: int) -> int:
+def draw_seed(seed: int, epoch: int, index: _Number, copy: _Number) -> _Number:
     """A 32-bit seed for one draw, well mixed, the same on every platform and in every process.
 
     The four numbers pass one after the other through the finalizer of splitmix64 (Steele, Lea and Flood 2014), so
-    neighbouring draws get unrelated seeds.
+    neighbouring draws get unrelated seeds. Numbers may be uint64 arrays, one place a draw.
     """
-    state = 0
+    state: Any = 0
     for number in (seed, epoch, index, copy):
-        state = ((state ^ (number & _WORD)) + 0x9E3779B97F4A7C15) & _WORD
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _WORD
-        state ^= state >> 31
+        state = _mixed((state ^ (number & _WORD)) + _GOLDEN)
     return state >> 32
+
+
+def uniform(seed: Any, number: int) -> Any:
+    """The `number`th of a draw's random numbers, in [0, 1): any of them at once, by splitmix64.
+
+    `seed` is that of `draw_seed`, one or an array of them; the result is a float, or float64 of that shape.
+    """
+    return (_mixed(seed * _SPREAD + ((number + 1) * _GOLDEN & _WORD)) >> 11) * 2.0**-53
+
+
+def _mixed(state: Any) -> Any:
+    """splitmix64's finalizer. An array's numbers wrap around by themselves, the others by `_WORD`."""
+    state = state & _WORD
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _WORD
+    return state ^ (state >> 31)
 
 
 class EpochSampler(Sampler[Draw]):
@@ -60,8 +78,13 @@ class EpochSampler(Sampler[Draw]):
         self._seed, self._repeats, self._rank, self._world = seed, repeats, rank, world
         self._epoch = 0
 
+    @property
+    def epoch(self) -> int:
+        """The epoch whose order is given, counted from 0."""
+        return self._epoch
+
     def set_epoch(self, epoch: int) -> None:
-        """Take the order of `epoch`, counted from 0; Lightning calls this before every training epoch."""
+        """Take the order of `epoch`; Lightning calls this before every training epoch."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -69,13 +92,18 @@ class EpochSampler(Sampler[Draw]):
         return max(total // self._world, min(total, 1))
 
     def __iter__(self) -> Iterator[Draw]:
+        indices, copies = self.order()
+        return (Draw(self._epoch, index, copy) for index, copy in zip(indices.tolist(), copies.tolist(), strict=True))
+
+    def order(self) -> tuple[np.ndarray, np.ndarray]:
+        """The epoch's draws: indices and copies, int64 [len(self)] each."""
         rng = np.random.default_rng((self._seed, self._epoch))
         count = self._pictures()
         order = _balanced(self._members, count, rng) if self._members else rng.permutation(self._length)[:count]
         first = _occurrences(order) * self._repeats
-        for position in range(len(self)):
-            drawn, copy = divmod((position * self._world + self._rank) % (count * self._repeats), self._repeats)
-            yield Draw(self._epoch, int(order[drawn]), int(first[drawn]) + copy)
+        positions = (np.arange(len(self)) * self._world + self._rank) % max(1, count * self._repeats)
+        drawn, copies = np.divmod(positions, self._repeats)
+        return order[drawn].astype(np.int64), first[drawn] + copies
 
     def _pictures(self) -> int:
         """Pictures drawn in an epoch, over all ranks, copies not counted."""
@@ -87,12 +115,17 @@ class ExactSampler(Sampler[Draw]):
 
     def __init__(self, length: int, *, rank: int = 0, world: int = 1) -> None:
         self._indices = range(rank, length, world)
+        self.epoch = 0
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def __iter__(self) -> Iterator[Draw]:
         return (Draw(0, index, 0) for index in self._indices)
+
+    def order(self) -> tuple[np.ndarray, np.ndarray]:
+        """Indices and copies, int64 [len(self)] each."""
+        return np.array(self._indices, np.int64), np.zeros(len(self), np.int64)
 
 
 def _members(labels: np.ndarray) -> list[np.ndarray]:

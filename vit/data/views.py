@@ -4,8 +4,8 @@ Letters: H, W the picture's height and width; h, w the model's.
 """
 
 import math
-import random
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,8 +14,10 @@ from torch.nn.functional import interpolate
 
 from vit.data.config import Interpolation
 from vit.data.decode import Copy
+from vit.data.sampling import uniform
 
-_TRIES = 10
+DRAWN = 22
+"""random numbers that a part takes: two for each of ten tries, two for its place"""
 _GROWS = {"bicubic": cv2.INTER_CUBIC, "bilinear": cv2.INTER_LINEAR}
 
 
@@ -32,20 +34,52 @@ class View:
 
 
 def random_part(
-    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], rng: random.Random
+    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], seed: int
 ) -> tuple[int, int, int, int]:
     """Top, left, height and width of a part whose area and aspect ratio (width / height) are random (Szegedy 2015).
 
     As torchvision draws it: where ten tries do not fit into the picture, the largest part in the middle whose aspect
-    ratio is allowed, or that comes nearest to it.
+    ratio is allowed, or that comes nearest to it. Takes the first `DRAWN` of the seed's random numbers.
     """
-    for _ in range(_TRIES):
-        area = height * width * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+    logs = math.log(ratio[0]), math.log(ratio[1])
+    for number in range(0, DRAWN - 2, 2):
+        area = height * width * _between(*scale, uniform(seed, number))
+        aspect = math.exp(_between(*logs, uniform(seed, number + 1)))
         part_width, part_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < part_width <= width and 0 < part_height <= height:
-            top, left = rng.randint(0, height - part_height), rng.randint(0, width - part_width)
+            top = int(uniform(seed, DRAWN - 2) * (height - part_height + 1))
+            left = int(uniform(seed, DRAWN - 1) * (width - part_width + 1))
             return top, left, part_height, part_width
+    return _largest_part(height, width, ratio)
+
+
+def random_parts(
+    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], seeds: np.ndarray
+) -> np.ndarray:
+    """`random_part` for seeds uint64 [B] at once -> int64 [B, 4]."""
+    parts = np.tile(np.array(_largest_part(height, width, ratio), np.int64), (len(seeds), 1))
+    logs = math.log(ratio[0]), math.log(ratio[1])
+    left_open = np.ones(len(seeds), bool)
+    for number in range(0, DRAWN - 2, 2):
+        area = height * width * _between(*scale, uniform(seeds, number))
+        aspect = np.exp(_between(*logs, uniform(seeds, number + 1)))
+        part_width, part_height = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+        fits = (part_width > 0) & (part_width <= width) & (part_height > 0) & (part_height <= height) & left_open
+        top = uniform(seeds, DRAWN - 2) * (height - part_height + 1)
+        left = uniform(seeds, DRAWN - 1) * (width - part_width + 1)
+        drawn = np.stack([top, left, part_height, part_width], axis=1).astype(np.int64)
+        parts[fits] = drawn[fits]
+        left_open &= ~fits
+        if not left_open.any():
+            break
+    return parts
+
+
+def _between(low: float, high: float, share: Any) -> Any:
+    return low + (high - low) * share
+
+
+def _largest_part(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
     part_height, part_width = height, width
     if width / height < ratio[0]:
         part_height = max(1, min(height, round(width / ratio[0])))

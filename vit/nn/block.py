@@ -18,6 +18,14 @@ def drop_path(x: Tensor, rate: float) -> Tensor:
     return x * (keep.to(x.dtype) / (1 - rate))
 
 
+def kept_samples(x: Tensor, rate: float) -> Tensor:
+    """Places of the samples of x [B, ...] that a branch is computed for: B - round(B * rate) of them, at random.
+
+    Stochastic depth that does no work for the others (Oquab et al. 2023, DINOv2).
+    """
+    return torch.randperm(len(x), device=x.device)[round(len(x) * rate) :]
+
+
 class LayerScale(nn.Module):
     """A learned factor a channel on a residual branch (Touvron et al. 2021, CaiT): x [B, N, D] -> [B, N, D]."""
 
@@ -77,6 +85,9 @@ class Block(nn.Module):
         if context is not None and self.cross_attn is None:
             raise ValueError("a context was given to a block that has no cross-attention")
 
+        # a mask or rotation of the whole batch, a context and a cache belong to all of its samples
+        skip = mask is None and context is None and cache is None and trace is None
+
         def attend(x: Tensor) -> Tensor:
             return self.attn(
                 x,
@@ -97,15 +108,21 @@ class Block(nn.Module):
                 trace=None if trace is None else trace.cross_attention,
             )
 
-        x = self._residual(x, attend, self.norm1, self.ls1)
+        x = self._residual(x, attend, self.norm1, self.ls1, skip=skip)
         if self.cross_attn is not None and context is not None:
             x = self._residual(x, attend_to_context, self.cross_norm, self.cross_ls)
-        return self._residual(x, self.mlp, self.norm2, self.ls2)
+        return self._residual(x, self.mlp, self.norm2, self.ls2, skip=skip)
 
-    def _residual(self, x: Tensor, branch: Callable[[Tensor], Tensor], norm: nn.Module, scale: nn.Module) -> Tensor:
-        """x [B, N, D] and what a branch adds to it -> [B, N, D]."""
+    def _residual(
+        self, x: Tensor, branch: Callable[[Tensor], Tensor], norm: nn.Module, scale: nn.Module, *, skip: bool = False
+    ) -> Tensor:
+        """x [B, N, D] and what a branch adds to it -> [B, N, D]; with `skip` it need not see samples that drop it."""
         if self.post_norm:
             return norm(x + self._drop(scale(branch(x))))
+        if skip and self.training and round(len(x) * self.drop_path) > 0:
+            kept = kept_samples(x, self.drop_path)
+            added = scale(branch(norm(x[kept]))).to(x.dtype)
+            return x.index_add(0, kept, added, alpha=len(x) / len(kept))
         return x + self._drop(scale(branch(norm(x))))
 
     def _drop(self, x: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 class PatchEmbed(nn.Module):
     """Cuts pictures into patches and embeds each linearly (Dosovitskiy et al. 2020).
 
-    images [B, C, H, W] -> [B, H / P, W / P, D]. A convolution whose stride is its size is that linear map; its
-    weight [D, C, P, P] has the layout that everyone's checkpoints have. `norm` is one of every patch's vector.
+    images [B, C, H, W] -> [B, H / P, W / P, D]. A convolution whose stride is its size is that linear map, and its
+    weight [D, C, P, P] the layout that everyone's checkpoints have; as one matrix product it is faster. `norm` is one of
+    every patch's vector.
     """
 
     def __init__(
@@ -31,10 +32,11 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        if height % self.patch_size[0] or width % self.patch_size[1]:
-            rows, columns = self.patch_size
+        rows, columns = self.patch_size
+        if height % rows or width % columns:
             raise ValueError(f"pictures of {height} x {width} pixels cannot be cut into patches of {rows} x {columns}")
-        return self.norm(self.proj(images).permute(0, 2, 3, 1))
+        patches = images.unflatten(3, (-1, columns)).unflatten(2, (-1, rows)).permute(0, 2, 4, 1, 3, 5).flatten(3)
+        return self.norm(F.linear(patches, self.proj.weight.flatten(1), self.proj.bias))
 
 
 def resample_patches(weight: Tensor, new: tuple[int, int]) -> Tensor:

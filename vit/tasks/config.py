@@ -13,7 +13,8 @@ class OptimConfig:
     """How weights are changed."""
 
     name: str = "adamw"
-    """adamw (torch's, fused) or the name of any optimizer that timm has, such as lamb, lion, sgd"""
+    """adamw (torch's, fused), muon (Jordan 2024; AdamW for all that is no hidden matrix), or any optimizer that timm has,
+    such as lamb, lion, sgd"""
     lr: float | None = None
     """highest learning rate; null takes 0.001 from scratch and for LoRA, 0.0003 for fine-tuning"""
     weight_decay: float = 0.05

@@ -10,6 +10,7 @@ from torch import nn
 
 from vit.errors import ConfigError
 from vit.tasks.config import OptimConfig, ScheduleConfig
+from vit.tasks.muon import Muon
 
 NOT_DECAYED = ("pos_embed", "cls_token", "dist_token", "reg_token", "latent", "rope.freqs")
 _EMBEDDINGS = (
@@ -45,19 +46,26 @@ def parameter_groups(network: nn.Module, depth: int, config: OptimConfig) -> lis
     the group's `lr` itself, so that it holds with every optimizer and schedule.
     """
     lr, layer_decay = config.rates()
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    groups: dict[tuple[int, bool, bool, int], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
         # without layer decay all layers share one rate, and few large groups are faster than many small ones
         layer = layer_of(name, depth) if layer_decay < 1 else depth + 1
         decayed = decays(name, parameter)
+        # Muon is for matrices between hidden layers: not for embeddings and heads (Jordan et al. 2024)
+        matrices = config.name == "muon" and parameter.ndim == 2 and "blocks." in name
+        parts = 3 if matrices and name.endswith("qkv.weight") else 1
+        kind = {"matrices": True, "parts": parts} if matrices else {}
+        told = "".join((", matrices" if matrices else "", " of q, k, v" if parts == 3 else ""))
         group = groups.setdefault(
-            (layer, decayed),
+            (layer, decayed, matrices, parts),
             {
                 "params": [],
                 "names": [],
-                "name": f"{'decayed' if decayed else 'not decayed'}, layer {layer}",  # what TensorBoard calls its rate
+                # what TensorBoard calls its rate
+                "name": f"{'decayed' if decayed else 'not decayed'}{told}, layer {layer}",
+                **kind,
                 "lr": lr * layer_decay ** (depth + 1 - layer),
                 "weight_decay": config.weight_decay if decayed else 0.0,
             },
@@ -68,10 +76,12 @@ def parameter_groups(network: nn.Module, depth: int, config: OptimConfig) -> lis
 
 
 def make_optimizer(groups: Iterable[dict[str, Any]], config: OptimConfig, *, fused: bool) -> torch.optim.Optimizer:
-    """The optimizer that the configuration names. Raises ConfigError for a name that neither torch nor timm has."""
+    """The optimizer that the configuration names. Raises ConfigError for a name that nobody has."""
     groups = [{key: value for key, value in group.items() if key != "names"} for group in groups]
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.rates()[0], betas=config.betas, eps=config.eps, fused=fused)
+    if config.name == "muon":
+        return Muon(groups, config.rates()[0], betas=config.betas, eps=config.eps, weight_decay=config.weight_decay)
     check_optimizer(config.name)
     from timm.optim import create_optimizer_v2  # five seconds to import
 
@@ -88,8 +98,8 @@ def make_optimizer(groups: Iterable[dict[str, Any]], config: OptimConfig, *, fus
 
 
 def check_optimizer(name: str) -> None:
-    """Raise ConfigError where neither torch nor timm has an optimizer of this name."""
-    if name == "adamw":
+    """Raise ConfigError where neither we nor timm have an optimizer of this name."""
+    if name in ("adamw", "muon"):
         return
     import difflib
 
