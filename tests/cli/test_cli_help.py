@@ -21,10 +21,10 @@ data.batch_size data.workers data.val_fraction data.test_fraction data.resize da
 data.mean data.std data.balanced data.repeats data.max_pixels data.cache data.cache_side
 augment.crop augment.crop_scale augment.crop_ratio augment.flip augment.vertical_flip augment.color_jitter
 augment.policy augment.policy_ops augment.policy_magnitude augment.erase augment.mixup augment.cutmix
-augment.mix_probability augment.mix_switch augment.mix_off_epochs
+augment.mix_probability augment.mix_switch augment.mix_off_epochs augment.half_size
 model.name model.image_size model.patch_size model.dim model.depth model.heads model.hidden model.class_token
 model.registers model.positions model.rope model.pool model.mlp model.activation model.norm model.patch_norm
-model.qk_norm model.layer_scale model.dropout model.attention_dropout model.drop_path model.init
+model.qk_norm model.layer_scale model.dropout model.attention_dropout model.drop_path model.patch_dropout model.init
 optim.name optim.lr optim.weight_decay optim.betas optim.eps optim.layer_decay optim.clip
 schedule.name schedule.unit schedule.warmup schedule.final schedule.decay_fraction
 loss.name loss.smoothing loss.class_weights

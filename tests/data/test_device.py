@@ -106,4 +106,5 @@ def test_random_numbers_are_the_same_one_by_one_and_at_once() -> None:
     values = np.stack([uniform(seeds, number) for number in range(20)])
     assert np.abs(np.corrcoef(values) - np.eye(20)).max() < 0.1
     assert np.abs(np.corrcoef(values[:, :-1].ravel(), values[:, 1:].ravel())[0, 1]) < 0.02
-    assert abs(values.mean() - 0.5) < 0.01 and abs(values.std() - 12**-0.5) < 0.01
+    assert abs(values.mean() - 0.5) < 0.01
+    assert abs(values.std() - 12**-0.5) < 0.01

@@ -57,7 +57,8 @@ def test_queries_keys_and_values_are_matrices_of_their_own() -> None:
 def test_singular_values_come_near_one() -> None:
     matrices = torch.randn(3, 20, 12) * torch.tensor([1e-3, 1.0, 1e3]).view(3, 1, 1)
     values = torch.linalg.svdvals(orthogonalised(matrices))
-    assert values.min() > 0.6 and values.max() < 1.3
+    assert values.min() > 0.6
+    assert values.max() < 1.3
 
 
 def test_only_hidden_matrices_are_made_orthogonal() -> None:

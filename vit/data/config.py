@@ -140,13 +140,16 @@ class AugmentConfig:
     """share of mixed batches that take CutMix when both are on"""
     mix_off_epochs: int = 0
     """last epochs in which nothing is mixed"""
+    half_size: float = 0.0
+    """share of the epochs, from the first, in which pictures are shrunk to half their sides: a quarter of the patches
+    (progressive resolution)"""
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale
         require(0 < low <= high <= 1, "augment.crop_scale", self.crop_scale, "must rise within (0, 1]")
         low, high = self.crop_ratio
         require(0 < low <= high, "augment.crop_ratio", self.crop_ratio, "must rise and be positive")
-        for name in ("flip", "vertical_flip", "erase", "mix_probability", "mix_switch"):
+        for name in ("flip", "vertical_flip", "erase", "mix_probability", "mix_switch", "half_size"):
             value = getattr(self, name)
             require(value is None or 0 <= value <= 1, f"augment.{name}", value, "must be a probability in [0, 1]")
         require(self.color_jitter >= 0, "augment.color_jitter", self.color_jitter, "must not be negative")

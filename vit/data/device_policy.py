@@ -1,4 +1,4 @@
-"""Colours of a batch varied on the device: the policies, jitter and erasing of `TrainingTransform` as tensor operations.
+"""Colours of a batch varied on the device: policies, jitter and erasing of `TrainingTransform` as tensor operations.
 
 Every picture has an operation and a strength of its own, drawn from its seed alone: the batch it comes in does not
 matter. Letters: B pictures of a batch; h, w their height and width; J numbers drawn for each.
@@ -51,13 +51,18 @@ class DevicePolicy:
                 continue
             if self._augment.policy == "randaugment":
                 fixed = self._augment.policy_magnitude / 10
-                strength, bits = torch.full_like(strength, fixed), torch.full_like(strength, min(8 - round(4 * fixed), 7))
+                strength, bits = (
+                    torch.full_like(strength, fixed),
+                    torch.full_like(strength, min(8 - round(4 * fixed), 7)),
+                )
             else:
                 bits = 7 - (4 * strength).floor()
             x = self._operate(x, (_OPERATIONS * kind).floor(), strength, (way < 0.5).float() * 2 - 1, choice, bits)
         jitter, erase = numbers[:, -8:-5], numbers[:, -5:]
         if self._augment.color_jitter > 0:
-            brightness, contrast, saturation = (1 + self._augment.color_jitter * (2 * jitter - 1)).clamp(min=0).unbind(1)
+            brightness, contrast, saturation = (
+                (1 + self._augment.color_jitter * (2 * jitter - 1)).clamp(min=0).unbind(1)
+            )
             x = _saturated(_contrasted(_brighter(x, brightness), contrast), saturation)
         x = x.round_().clamp_(0, 255).byte()
         return x if self._augment.erase == 0 else _erased(x, erase, seeds, self._augment.erase)
@@ -148,14 +153,14 @@ def _blurred(x: Tensor, sigma: Tensor, *, radius: int) -> Tensor:
     steps = torch.arange(-radius, radius + 1, device=x.device)
     weights = torch.exp(-0.5 * (steps / sigma[:, None]) ** 2)
     weights = weights / weights.sum(dim=1, keepdim=True)
-    batch, channels, height, width = x.shape
-    padded = F.pad(x, (radius, radius, radius, radius), mode="reflect")
-    # a picture's own filter for each of its channels: one grouped convolution along each side
-    weights = weights.repeat_interleave(channels, dim=0)
-    flat = padded.view(1, batch * channels, height + 2 * radius, width + 2 * radius)
-    flat = F.conv2d(flat, weights[:, None, :, None], groups=batch * channels)
-    flat = F.conv2d(flat, weights[:, None, None, :], groups=batch * channels)
-    return flat.view_as(x)
+    height, width = x.shape[2:]
+    padded = F.pad(x, (0, 0, radius, radius), mode="reflect")
+    down = sum(_wide(weight) * padded[:, :, step : step + height] for step, weight in enumerate(weights.unbind(1)))
+    assert isinstance(down, Tensor)
+    padded = F.pad(down, (radius, radius, 0, 0), mode="reflect")
+    across = sum(_wide(weight) * padded[..., step : step + width] for step, weight in enumerate(weights.unbind(1)))
+    assert isinstance(across, Tensor)
+    return across
 
 
 def _moved(

@@ -112,6 +112,8 @@ class VisionArchitecture:
     attention_dropout: float = 0.0
     drop_path: float = 0.0
     """stochastic depth: rate of the last block, rising linearly from 0"""
+    patch_dropout: float = 0.0
+    """share of the patches that training leaves out, other ones of each picture"""
     timm: str | None = None
     """timm's name of the architecture that the weights came from, whose layout they go back to"""
 
@@ -126,7 +128,7 @@ class VisionArchitecture:
             rule = f"must be a multiple of the patch size {self.patch_size[0]} x {self.patch_size[1]}"
             _require(side % patch == 0, "image_size", self.image_size, rule)
         _require(self.dim % self.heads == 0, "heads", self.heads, f"must divide dim {self.dim}")
-        for name in ("dropout", "attention_dropout", "drop_path"):
+        for name in ("dropout", "attention_dropout", "drop_path", "patch_dropout"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
         if self.layer_scale is not None:
             _require(self.layer_scale > 0, "layer_scale", self.layer_scale, "must be positive")
@@ -142,6 +144,8 @@ class VisionArchitecture:
             rule = f"must leave each head a multiple of 4 for rope, {self.dim} / {self.heads} does not"
             _require(self.dim // self.heads % 4 == 0, "heads", self.heads, rule)
             _require(self.rope.base > 1, "rope.base", self.rope.base, "must be above 1")
+            rule = "must be 0 with rope, whose angles are one table for all pictures"
+            _require(self.patch_dropout == 0, "patch_dropout", self.patch_dropout, rule)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -193,6 +197,8 @@ class ModelConfig:
     attention_dropout: float = 0.0
     drop_path: float = 0.0
     """stochastic depth: rate of the last block"""
+    patch_dropout: float = 0.0
+    """share of the patches that training leaves out: less work a step (Liu et al. 2023)"""
     init: str | None = None
     """start from these weights, which settle shape and preprocessing: a run folder or model file, timm:NAME, hf:NAME;
     other class names get a new head, of a captioner or a fused classifier what reads its pictures is taken"""
@@ -236,6 +242,7 @@ class ModelConfig:
             dropout=self.dropout,
             attention_dropout=self.attention_dropout,
             drop_path=self.drop_path,
+            patch_dropout=self.patch_dropout,
             **shape._asdict(),
         )
 

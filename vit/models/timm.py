@@ -292,7 +292,7 @@ def _shape(a: VisionArchitecture) -> dict[str, Any]:
     """What decides tensors and outputs, to compare: sine positions are learned ones in timm."""
     scale = None if a.layer_scale is None else 1.0
     positions = "none" if a.positions == "none" else "learned"
-    ignored = {"dropout": 0.0, "attention_dropout": 0.0, "drop_path": 0.0, "timm": None}
+    ignored = {"dropout": 0.0, "attention_dropout": 0.0, "drop_path": 0.0, "patch_dropout": 0.0, "timm": None}
     pool = (
         {}
         if a.pool != "attention"

@@ -99,6 +99,8 @@ class VisionTransformer(Transformer):
         x = torch.cat([*prefix, x], dim=1) if prefix else x
         if self.architecture.prefix_positions:
             x = self._with_positions(x, grid)
+        if self.training and self.architecture.patch_dropout:
+            x = some_patches(x, self.architecture.prefix, self.architecture.patch_dropout)
         return self.norm_pre(self.pos_drop(x))
 
     def pool(self, tokens: Tensor, *, trace: Trace | None = None) -> Tensor:
@@ -181,6 +183,17 @@ class VisionTransformer(Transformer):
             return rotation(angles, a.prefix).unbind(1)
         one = self.rotation if grid == a.grid else _rotation(a, grid).to(self.rotation)
         return [one] * a.depth
+
+
+def some_patches(x: Tensor, prefix: int, dropout: float) -> Tensor:
+    """tokens [B, P + N, D] -> [B, P + M, D]: the prefix tokens, and M = N - round(N * dropout) >= 1 patches.
+
+    Other ones of each picture, at random (Liu et al. 2023, PatchDropout).
+    """
+    count = x.shape[1] - prefix
+    kept = torch.rand(x.shape[0], count, device=x.device).argsort(dim=1)[:, : max(1, count - round(count * dropout))]
+    patches = x[:, prefix:].gather(1, kept[:, :, None].expand(-1, -1, x.shape[2]))
+    return torch.cat([x[:, :prefix], patches], dim=1)
 
 
 def with_weights(architecture: VisionArchitecture, state: Mapping[str, Tensor]) -> VisionTransformer:

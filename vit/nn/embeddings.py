@@ -12,8 +12,8 @@ class PatchEmbed(nn.Module):
     """Cuts pictures into patches and embeds each linearly (Dosovitskiy et al. 2020).
 
     images [B, C, H, W] -> [B, H / P, W / P, D]. A convolution whose stride is its size is that linear map, and its
-    weight [D, C, P, P] the layout that everyone's checkpoints have; as one matrix product it is faster. `norm` is one of
-    every patch's vector.
+    weight [D, C, P, P] the layout that everyone's checkpoints have; as one matrix product it is faster. `norm` is one
+    of every patch's vector.
     """
 
     def __init__(

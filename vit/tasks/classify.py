@@ -73,6 +73,8 @@ class Classify(Task):
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the network sees of a training batch: images float [B, 3, H, W], and labels [B] or [B, classes]."""
         images = self.normalise(batch.images)
+        if self.current_epoch < self.config.augment.half_size * self.config.train.epochs:
+            images = F.avg_pool2d(images, 2)
         if not self.mix.active(self.current_epoch, self.config.train.epochs):
             return images, batch.labels
         step = self.trainer.fit_loop.epoch_loop.total_batch_idx

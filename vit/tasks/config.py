@@ -13,8 +13,8 @@ class OptimConfig:
     """How weights are changed."""
 
     name: str = "adamw"
-    """adamw (torch's, fused), muon (Jordan 2024; AdamW for all that is no hidden matrix), or any optimizer that timm has,
-    such as lamb, lion, sgd"""
+    """adamw (torch's, fused), muon (Jordan 2024; AdamW for all that is no hidden matrix), or any optimizer that timm
+    has, such as lamb, lion, sgd"""
     lr: float | None = None
     """highest learning rate; null takes 0.001 from scratch and for LoRA, 0.0003 for fine-tuning"""
     weight_decay: float = 0.05
@@ -247,6 +247,8 @@ class Config:
             require(not self.tune.freeze, "tune.freeze", self.tune.freeze, "is for classify; see text.freeze_encoder")
             mixed = max(self.augment.mixup, self.augment.cutmix)
             require(not mixed, "augment.mixup and cutmix", mixed, f"must be 0 for task {self.task}")
+            half = self.augment.half_size
+            require(not half, "augment.half_size", half, f"must be 0 for task {self.task}")
         if self.task in ("caption", "language", "translate"):
             balanced, monitor = self.train.monitor == "accuracy", self.train.monitor
             require(balanced or monitor == "loss", "train.monitor", monitor, f"must be loss for task {self.task}")

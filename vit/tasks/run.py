@@ -86,6 +86,11 @@ def set_up(listing: Listing, config: Config) -> Setup:
     paths = [sample.path for sample in listing.splits["train"]]
     typical = listing.side if isinstance(listing, ShardListing) else typical_side(paths)
     config, architecture, preprocessing, start = settle_encoder(config, typical, len(listing.classes))
+    if config.augment.half_size and any(
+        side % (2 * patch) for side, patch in zip(architecture.image_size, architecture.patch_size, strict=True)
+    ):
+        halved = " x ".join(str(side / 2) for side in architecture.image_size)
+        raise ConfigError(f"augment.half_size: patches do not divide pictures of {halved} pixels")
     config, reason = settle_cache(config, paths, preprocessing, decode=config.tune.method == "full" and not shards)
     return Setup(config, listing, architecture, preprocessing, start, "shards are streamed" if shards else reason)
 
@@ -369,6 +374,7 @@ def _architecture_like(start: ModelFile, model: ModelConfig, classes: int) -> Vi
         dropout=model.dropout,
         attention_dropout=model.attention_dropout,
         drop_path=model.drop_path,
+        patch_dropout=model.patch_dropout,
     )
 
 
