@@ -107,7 +107,7 @@ class DeviceLoader:
     def _batch(self, images: Tensor, drawn: "_Drawn") -> Batch:
         places = _sent(torch.from_numpy(drawn.indices), self.device)
         transform = self.dataset.transform
-        if drawn.views is None:
+        if drawn.views is None or not isinstance(transform, TrainingTransform):
             seen = images[places]
         elif transform.parts:
             seen = parts(images[places], drawn.views, self._full, transform.size)

@@ -34,7 +34,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, {**defaults, "matrices": False, "parts": 1})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of all parameters that have a gradient; what `closure` gives, where there is one."""
         loss = None
         if closure is not None:

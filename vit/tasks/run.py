@@ -179,7 +179,7 @@ def make_task(setup: Setup, network: VisionTransformer | None = None) -> Classif
     if setup.start is not None:
         task.licence, task.origin = setup.start.licence, f"fine-tuned from {setup.config.model.init}"
     if setup.config.train.compile:
-        network.compile()
+        network.compile(dynamic=False)  # few shapes come, and a graph of one shape is faster
     return task
 
 
