@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from vit.data.augment import TrainingTransform
+from vit.data.cache import PixelCache
 from vit.data.config import AugmentConfig, Preprocessing
 from vit.data.dataset import (
     Batch,
@@ -223,3 +224,22 @@ def test_no_more_workers_are_started_than_there_are_batches(samples):
 def test_evaluation_does_not_wait_for_albumentations_to_be_imported():
     program = "import sys, vit.data.dataset; assert not {'albumentations', 'cv2', 'lightning'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("crop", ["pad", "none", "random-resized"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_batch_is_what_its_pictures_are_one_by_one(crop, cached, broken):
+    augment = AugmentConfig(crop=crop, flip=0.5, vertical_flip=0.5, color_jitter=0.3)
+    dataset = ImageDataset(broken, TrainingTransform(augment, Preprocessing((16, 24))), seed=4)
+    if cached:
+        dataset.cache = PixelCache(len(broken), 3 * 64 * 64)
+    draws = [Draw(epoch, index, copy) for epoch in (0, 1) for index in range(len(broken)) for copy in (0, 2)]
+    batch = dataset.__getitems__(draws)
+    assert sum(isinstance(item, Failed) for item in batch) == 3 * 4
+    for together, draw in zip(batch, draws, strict=True):
+        alone = dataset[draw]
+        if isinstance(alone, Failed):
+            assert together == alone
+        else:
+            assert torch.equal(together.image, alone.image)
+            assert (together.label, together.index) == (alone.label, alone.index)

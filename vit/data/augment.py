@@ -7,7 +7,7 @@ state is the same in every worker and every epoch, hence each call gets fresh ge
 import math
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
@@ -121,6 +121,20 @@ class TrainingTransform:
             return self._varied(self._fit.fit(copy), seed)
         view, seed = self.view(*copy.full, seed)
         return self._coloured(cut_out(copy, view, self.size, self._interpolation), seed)
+
+    def show_all(self, copies: Sequence[Copy], seeds: np.ndarray) -> np.ndarray:
+        """As `show` does for copies that are fitted, not cut (not `parts`), of seeds uint64 [B] -> uint8 [B, h, w, 3].
+
+        Their views are drawn at once, which takes a small picture half of its time otherwise.
+        """
+        assert self._fit is not None
+        seen = np.empty((len(copies), *self.size, 3), np.uint8)
+        views = self.views(*self.size, seeds).tolist()
+        colours = (uniform(seeds, DRAWN + 2) * 2**32).astype(np.int64).tolist()
+        for place, (copy, numbers, colour) in enumerate(zip(copies, views, colours, strict=True)):
+            view = View(*numbers)
+            seen[place] = self._coloured(turned(self._shifted(self._fit.fit(copy), view), view), colour)
+        return seen
 
     def view(self, height: int, width: int, seed: int) -> tuple[View, int]:
         """What a draw shows of a picture [H, W], and the seed of all that is random about its colours.

@@ -111,6 +111,30 @@ class ImageDataset(Dataset[Loaded | Failed]):
             return Failed(draw.index, error.strerror or str(error), self.transform.size)
         return Loaded(as_tensor(image), int(self.labels[draw.index]), draw.index)
 
+    def __getitems__(self, draws: Sequence[Draw]) -> list[Loaded | Failed]:
+        """The pictures of a batch, which is what a loader asks for: the same as one by one, in less time."""
+        transform = self.transform
+        if isinstance(transform, EvaluationTransform) or transform.parts:
+            return [self[draw] for draw in draws]
+        found: list[Loaded | Failed | None] = []
+        copies = []
+        for draw in draws:
+            try:
+                copies.append(self.kept(draw.index) if self.cache is None else self.keep(self.cache, draw.index))
+                found.append(None)
+            except UnreadableImage as error:
+                found.append(Failed(draw.index, error.reason, transform.size))
+            except OSError as error:
+                found.append(Failed(draw.index, error.strerror or str(error), transform.size))
+        read = [draw for draw, item in zip(draws, found, strict=True) if item is None]
+        epochs, indices, counts = np.array(read, np.uint64).reshape(-1, 3).T
+        seeds = draw_seed(self.seed, epochs, indices, counts)
+        images = iter(torch.from_numpy(transform.show_all(copies, seeds)).permute(0, 3, 1, 2).unbind(0))
+        return [
+            Loaded(next(images), int(self.labels[draw.index]), draw.index) if item is None else item
+            for draw, item in zip(draws, found, strict=True)
+        ]
+
     def path(self, index: int) -> str:
         """Where picture `index` lies."""
         return os.fsdecode(self._paths[self._ends[index] : self._ends[index + 1]])

@@ -22,7 +22,7 @@ class Draw(NamedTuple):
     copy: int
 
 
-def draw_seed(seed: int, epoch: int, index: _Number, copy: _Number) -> _Number:
+def draw_seed(seed: int, epoch: _Number, index: _Number, copy: _Number) -> _Number:
     """A 32-bit seed for one draw, well mixed, the same on every platform and in every process.
 
     The four numbers pass one after the other through the finalizer of splitmix64 (Steele, Lea and Flood 2014), so
