@@ -32,6 +32,7 @@ from timm.data import create_dataset, create_loader
 from timm.loss import LabelSmoothingCrossEntropy
 from timm.models.vision_transformer import VisionTransformer as TimmTransformer
 from timm.optim import create_optimizer_v2
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vit.cli.main import main as vit
 from vit.data.config import DataConfig, Preprocessing
@@ -62,6 +63,28 @@ def timed(run: Callable[[], Any]) -> float:
     run()
     torch.cuda.synchronize()
     return time.perf_counter() - started
+
+
+def attention_kernels(name: str, side: int, batch: int) -> dict[str, float]:
+    """Milliseconds of attention, forward and backward in bf16, by each kernel that torch has, and by its own choice."""
+    size, patch = parse_name(name)
+    tokens = (side // patch) ** 2 + 1
+    shape = (3, batch, size.heads, tokens, size.dim // size.heads)
+    q, k, v = torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True).unbind(0)
+
+    def work() -> None:
+        for _ in range(10):
+            torch.nn.functional.scaled_dot_product_attention(q, k, v).sum().backward(retain_graph=True)
+
+    found = {}
+    kernels = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
+    for kernel in kernels:
+        with sdpa_kernel(kernel):
+            work()
+            found[kernel.name] = 100 * min(timed(work) for _ in range(3))
+    work()
+    found["torch's choice"] = 100 * min(timed(work) for _ in range(3))
+    return found
 
 
 class Pool:
@@ -293,6 +316,9 @@ def main() -> None:
     }
     print(f"{report['device']}, torch {torch.__version__}, timm {timm.__version__}")
     print(f"bf16 product of 8192 x 8192: {peak / 1e12:.0f} TFLOP/s")
+    report["attention_ms"] = attention_kernels("B/16", options.side, options.batch)
+    told = ", ".join(f"{kernel} {took:.2f} ms" for kernel, took in report["attention_ms"].items())
+    print(f"attention of B/16, batch {options.batch}, forward and backward: {told}")
     print("model  drop  batch   images/s  timm   ratio (lowest to highest)  of peak, timm   memory, timm    waits")
     for name in options.names:
         for drop_path in options.drop_path:
