@@ -1,7 +1,7 @@
 """Which picture comes when: the order of an epoch and the seed of each draw, from (seed, epoch) alone."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -10,8 +10,6 @@ _WORD = 0xFFFFFFFFFFFFFFFF
 _GOLDEN = 0x9E3779B97F4A7C15
 _SPREAD = 0xD1342543DE82EF95
 """an odd number of mixed bits: seeds that follow one another must not share their random numbers"""
-
-_Number = TypeVar("_Number", int, np.ndarray)
 
 
 class Draw(NamedTuple):
@@ -22,7 +20,7 @@ class Draw(NamedTuple):
     copy: int
 
 
-def draw_seed(seed: int, epoch: _Number, index: _Number, copy: _Number) -> _Number:
+def draw_seed(seed: int, epoch: Any, index: Any, copy: Any) -> Any:
     """A 32-bit seed for one draw, well mixed, the same on every platform and in every process.
 
     The four numbers pass one after the other through the finalizer of splitmix64 (Steele, Lea and Flood 2014), so
