@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vit.errors import ConfigError
 from vit.models.architecture import Rope, VisionArchitecture
-from vit.models.vision import VisionTransformer
+from vit.models.vision import VisionTransformer, some_patches
 from vit.nn import Attention, Trace
 
 TINY = VisionArchitecture((16, 24), (8, 8), dim=32, depth=2, heads=4, hidden=48, classes=5)
@@ -117,7 +117,7 @@ def test_a_trace_changes_nothing_and_holds_every_layer(name: str) -> None:
 
 
 def test_dropout_and_stochastic_depth_act_in_training_alone() -> None:
-    for rate in ("dropout", "attention_dropout", "drop_path"):
+    for rate in ("dropout", "attention_dropout", "drop_path", "patch_dropout"):
         model = build(**{rate: 0.5})
         images = pictures(8)
         assert not torch.equal(model(images), model(images)), rate
@@ -259,3 +259,18 @@ def test_qk_norm_has_the_epsilon_of_the_other_norms() -> None:
     model = build(qk_norm=True, norm_eps=1e-3)
     assert {module.eps for module in model.modules() if isinstance(module, nn.LayerNorm)} == {1e-3}
     assert all(isinstance(m.q_norm, nn.LayerNorm) for m in model.modules() if isinstance(m, Attention))
+
+
+def test_patch_dropout_keeps_some_patches_of_each_picture_in_random_order() -> None:
+    tokens = torch.arange(13.0).view(1, 13, 1).expand(400, 13, 2)
+    kept = some_patches(tokens, 3, 0.6)
+    assert kept.shape == (400, 3 + 4, 2)
+    assert torch.equal(kept[:, :3], tokens[:, :3])
+    patches = kept[:, 3:, 0]
+    assert all(len(set(row.tolist())) == 4 for row in patches)
+    counts = patches.long().flatten().bincount(minlength=13)[3:]
+    assert counts.min() > 110
+    assert counts.max() < 210
+    assert some_patches(tokens, 3, 0.99).shape[1] == 4
+    with pytest.raises(ConfigError, match="patch_dropout: must be 0 with rope"):
+        replace(TINY, patch_dropout=0.5, rope=Rope("grid"))

@@ -144,3 +144,14 @@ def test_unreadable_pictures_are_collected_once_each() -> None:
     for _ in range(2):
         task.losses(batch())
     assert task.unreadable == {("train", 9): "cut", ("train", 7): "empty file"}
+
+
+def test_pictures_are_half_as_large_in_the_first_epochs() -> None:
+    task = classify(augment={"half_size": 0.5}, train={"epochs": 4}, model={"patch_size": 4})
+    full = task.normalise(batch().images)
+    for epoch, side in enumerate((8, 8, 16, 16)):
+        task._trainer.current_epoch = epoch
+        seen, _ = task.inputs(batch())
+        assert seen.shape == (4, 3, side, side)
+        assert torch.equal(seen, full if side == 16 else torch.nn.functional.avg_pool2d(full, 2))
+        assert task.losses(batch())["loss"].isfinite()
