@@ -31,7 +31,7 @@ demo: install
 	head -n 3 demo/predictions.jsonl
 	$(BIN)/vit data make scenes demo/scenes
 	rm -rf demo/captioner demo/words
-	$(BIN)/vit train demo/scenes --config configs/caption/scenes.yaml --out demo/captioner --train.epochs 8 --train.validate_every 4
+	$(BIN)/vit train demo/scenes --config configs/caption/scenes.yaml --out demo/captioner --train.epochs 6 --train.validate_every 6
 	$(BIN)/vit evaluate demo/captioner demo/scenes --split val
 	$(BIN)/vit caption demo/captioner demo/scenes/images/val-00000[0-2].png --attention demo/words --out demo/captions.jsonl
 	@echo
