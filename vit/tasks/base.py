@@ -41,8 +41,9 @@ class Task(L.LightningModule):
         raise NotImplementedError
 
     def on_train_start(self) -> None:
-        """A resumed run whose length was changed follows its new schedule from the first step."""
+        """A resumed run whose length or devices were changed follows its new schedule from the first step."""
         schedule = self.lr_schedulers()
+        schedule.base_lrs = list(self.highest)
         for group, base, factor in zip(
             self.trainer.optimizers[0].param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
         ):
@@ -63,13 +64,15 @@ class Task(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         steps = int(self.trainer.estimated_stepping_batches)
-        groups = parameter_groups(self.network, self.depth, self.config.optim)
+        optim = self.config.optim.scaled(samples_per_step(self.config, self.trainer))
+        groups = parameter_groups(self.network, self.depth, optim)
         # torch's fused optimizers unscale fp16 gradients themselves, too late to clip them
         fused = self.config.train.precision != "fp16" and self.device.type in ("cpu", "cuda")
-        optimizer = make_optimizer(groups, self.config.optim, fused=fused)
+        optimizer = make_optimizer(groups, optim, fused=fused)
         schedule = make_schedule(
             optimizer, self.config.schedule, steps=steps, steps_per_epoch=steps / self.config.train.epochs
         )
+        self.highest = list(schedule.base_lrs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, **_: Any) -> None:
@@ -92,6 +95,11 @@ class Task(L.LightningModule):
         decay = min(self.config.train.ema, (1 + self.global_step) / (10 + self.global_step))
         with torch.no_grad():
             torch._foreach_lerp_(list(ema.parameters()), list(self.network.parameters()), 1 - decay)
+
+
+def samples_per_step(config: Config, trainer: L.Trainer) -> int:
+    """Samples that one step of the optimizer learns from, over all devices, nodes and accumulated batches."""
+    return config.data.batch_size * trainer.num_devices * trainer.num_nodes * config.train.accumulate
 
 
 def diverged(loss: float, epoch: int, config: Config) -> VitError:

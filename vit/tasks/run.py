@@ -22,6 +22,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit.data.caching import choose_cache
@@ -158,6 +159,10 @@ def make_network(setup: Setup) -> VisionTransformer:
     network = VisionTransformer(setup.architecture)
     if setup.start is not None:
         start_from(setup.start, network, setup.listing.classes)
+    if setup.start is None or setup.new_head:
+        for head in (network.head, getattr(network, "head_dist", None)):
+            if isinstance(head, nn.Linear):
+                nn.init.constant_(head.bias, setup.config.model.head_bias)
     return network
 
 
