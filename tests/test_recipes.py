@@ -3,6 +3,7 @@
 import itertools
 import math
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from torch import nn
 
 from vit.cli.config import compose
 from vit.cli.main import main
+from vit.data.config import Preprocessing
 from vit.data.dates import make_dates
 from vit.data.scenes import make_scenes
-from vit.models.architecture import ModelConfig
-from vit.models.file import read_model
+from vit.models.architecture import ModelConfig, VisionArchitecture
+from vit.models.file import classifier_file, read_model, save_model
 from vit.models.vision import VisionTransformer
 from vit.tasks.callbacks import Pictures
 from vit.tasks.config import Config
@@ -84,12 +86,16 @@ def test_a_trainer_leaves_the_batch_of_all_devices_as_the_recipe_has_it(file: st
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory, colour_folder: Path) -> dict[str, Path]:
-    """Small data for each task, and a model to start from."""
+    """Small data for each task, and as `init` a random model of other classes to start from."""
     root = tmp_path_factory.mktemp("recipes")
     make_scenes(root / "scenes", count=10, side=48)
     make_dates(root / "dates", count=20)
     (root / "text.txt").write_text("What is the city but the people?\n" * 100, encoding="utf-8")
+    architecture = VisionArchitecture((16, 16), (8, 8), 32, 2, 2, 48, classes=2)
+    network = VisionTransformer(architecture)
+    save_model(classifier_file(network, ["cat", "dog"], asdict(Preprocessing((16, 16)))), root / "init.safetensors")
     return {
+        "init": root / "init.safetensors",
         "classify": colour_folder,
         "caption": root / "scenes",
         "fuse": root / "scenes",
@@ -109,7 +115,6 @@ TEXT = [f"--text.{key}={value}" for key, value in {"dim": 32, "depth": 1, "heads
 def test_a_recipe_trains(
     path: Path,
     data: dict[str, Path],
-    trained_run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     untouched_process: None,
@@ -119,7 +124,7 @@ def test_a_recipe_trains(
     words = [*SMALL]
     if config.task in ("classify", "caption", "fuse"):
         words += PICTURES
-        words += SHAPE if config.model.init is None else [f"--model.init={trained_run}", "--tune.probe_epochs=1"]
+        words += SHAPE if config.model.init is None else [f"--model.init={data['init']}", "--tune.probe_epochs=1"]
     if config.task != "classify":
         words += TEXT
     if config.text.epoch_steps:
@@ -223,7 +228,7 @@ def test_wsd_is_stable_for_four_fifths_then_falls_in_a_line() -> None:
 
 
 def test_the_decay_of_each_step_is_big_visions() -> None:
-    """0.1 here is 0.0001 there, where the decay is added after the rate: adam, x lr, + wd * weight, x schedule, x -1."""
+    """0.1 here is 0.0001 there, where the decay comes after the rate: adam, x lr, + wd * weight, x schedule, x -1."""
     config = recipe("classify/imagenet_s16_90ep.yaml")
     config.schedule.warmup = 2
     weight = nn.Linear(1, 1, bias=False).double()

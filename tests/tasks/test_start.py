@@ -45,6 +45,25 @@ def test_a_run_can_start_from_another_with_other_classes_and_picture_size(folder
     assert load(tmp_path / "run").classes == ("blue", "crimson", "red")
 
 
+@pytest.mark.parametrize("started", [False, True])
+def test_a_new_head_starts_from_the_bias_that_is_set_and_an_old_one_does_not(
+    started: bool, folder: Path, colours: Path, tmp_path: Path
+) -> None:
+    data = draw_folder(tmp_path / "data", train=2, val=2)
+    shutil.copytree(data / "train" / "red", data / "train" / "crimson")
+    init = {"init": str(folder)} if started else {}
+    config = tiny(model={"head_bias": -1.5, **init})
+    for source, new in ((data, True), (colours, not started)):
+        listing = list_training(source, val_fraction=0.2, test_fraction=0.0, seed=0)
+        bias = make_task(set_up(listing, config)).network.head.bias
+        assert bool((bias == -1.5).all()) == new
+
+
+def test_a_bias_of_the_head_is_for_classes_alone() -> None:
+    with pytest.raises(ConfigError, match=r"^model.head_bias: is for classify, got -1.5$"):
+        Config(task="caption", model=ModelConfig(head_bias=-1.5))
+
+
 def test_a_run_that_starts_from_another_keeps_its_colours_and_a_head_that_fits(colours: Path, tmp_path: Path) -> None:
     config = tiny(data={"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}, train={"epochs": 1})
     train(colours, tmp_path / "first", config)

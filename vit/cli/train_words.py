@@ -80,8 +80,8 @@ def _tokenizer_of(run: Path) -> "Tokenizer":
     return Tokenizer.load(run / "tokenizer.json")
 
 
-def _before(path: str, words: "Words", setup: "WordRun", run: Path, samples: int) -> None:
-    """A table of data and model; a step learns from `samples`."""
+def _before(path: str, words: "Words", setup: "WordRun", run: Path, step: int) -> None:
+    """A table of data and model; a step learns from `step` samples."""
     from vit.cli.report import cache_told, rate_told
 
     config = setup.config
@@ -111,7 +111,7 @@ def _before(path: str, words: "Words", setup: "WordRun", run: Path, samples: int
     training = f"{config.train.epochs} epochs, batches of {config.data.batch_size}, {config.train.precision}"
     rows += [
         ("size", f"{parameters / 1e6:.2f} M parameters"),
-        ("training", f"{training}, {rate_told(config, samples)}"),
+        ("training", f"{training}, {rate_told(config, step)}"),
         *([("cache", cache_told(config, setup.cache_reason))] if setup.words.images else []),
         ("run", display_path(run)),
     ]

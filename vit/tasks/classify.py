@@ -86,9 +86,8 @@ class Classify(Task):
         if targets.dim() == 1:
             targets = F.one_hot(targets, logits.shape[1])
         targets = targets.float()
-        if self.config.loss.whole:
-            targets = (targets > 0).float()
-        smooth = targets * (1 - smoothing) + smoothing / logits.shape[1]
+        asked = (targets > 0).float() if self.config.loss.whole else targets
+        smooth = asked * (1 - smoothing) + smoothing / logits.shape[1]
         loss = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none").mean(dim=1)
         if self.class_weights is not None:
             # a weight a picture: a weight a class would count its yes and its no alike, and balance nothing
