@@ -102,7 +102,16 @@ def same_run(run: Path, other: Path) -> None:
         torch.testing.assert_close(tensor, second[name], rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
     tables = [list(csv.DictReader((r / "metrics.csv").read_text(encoding="utf-8").splitlines())) for r in (run, other)]
     for row, theirs in zip(*tables, strict=True):
-        for key in ("epoch", "step", "lr", "train/loss", "val/loss", "val/accuracy", "val/balanced_accuracy"):
+        for key in (
+            "epoch",
+            "step",
+            "lr",
+            "train/loss",
+            "train/gradient_norm",
+            "val/loss",
+            "val/accuracy",
+            "val/balanced_accuracy",
+        ):
             assert float(row[key]) == pytest.approx(float(theirs[key]), rel=1e-5, abs=1e-5), key
 
 
@@ -114,3 +123,14 @@ def test_two_processes_take_the_steps_of_one_with_twice_the_batch(shared: Path, 
 def test_two_batches_accumulated_take_the_step_of_one_twice_as_large(shared: Path, alone: Path, tmp_path: Path) -> None:
     train(shared, tmp_path / "run", twenty_steps(4, accumulate=2))
     same_run(tmp_path / "run", alone)
+
+
+def test_a_model_shared_out_over_two_processes_takes_the_same_steps_and_leaves_the_same_files(
+    shared: Path, alone: Path, tmp_path: Path
+) -> None:
+    run_twice(STEPS, shared, tmp_path / "run", "strategy=fsdp", "checkpointing=1")
+    same_run(tmp_path / "run", alone)
+    models = [read_model(run) for run in (tmp_path / "run", alone)]
+    assert models[0].architecture == models[1].architecture
+    for name, tensor in models[0].weights().items():
+        torch.testing.assert_close(tensor, models[1].weights()[name], rtol=1e-5, atol=1e-5)

@@ -6,9 +6,11 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from vit.data.sampling import draw_seed
 from vit.errors import VitError
+from vit.nn import Block
 from vit.tasks.config import Config
 from vit.tasks.optim import make_optimizer, make_schedule, parameter_groups
 
@@ -35,6 +37,21 @@ class Task(L.LightningModule):
     def evaluated(self) -> nn.Module:
         """The network that is validated: the averaged one where there is one."""
         return self.network if self.ema is None else self.ema
+
+    def configure_model(self) -> None:
+        """With train.strategy fsdp, share out weights, gradients and moments among a machine's devices, block by block.
+
+        Machines hold copies of one another (torch's fully_shard with a mesh of machines and devices).
+        """
+        if self.device_mesh is None:
+            return
+        from torch.distributed.fsdp import FSDPModule, fully_shard
+
+        for network in (self.network, self.ema):
+            if network is not None and not isinstance(network, FSDPModule):
+                for block in (module for module in network.modules() if isinstance(module, Block)):
+                    fully_shard(block, mesh=self.device_mesh)
+                fully_shard(network, mesh=self.device_mesh)
 
     def losses(self, batch: Any) -> Losses:
         """The losses of one training batch; `loss` is the one that is minimised."""
@@ -82,6 +99,8 @@ class Task(L.LightningModule):
             norm = nn.utils.clip_grad_norm_(parameters, self.config.optim.clip)
         else:
             norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         self.log("train/gradient_norm", norm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

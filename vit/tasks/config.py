@@ -103,7 +103,8 @@ class TrainConfig:
     """how many devices, auto or -1 for all, or which ones: 0,2"""
     nodes: int = 1
     strategy: str = "auto"
-    """one of Lightning's strategies that keep the whole model on every device, such as ddp"""
+    """one of Lightning's strategies that keep the whole model on every device, such as ddp; or fsdp: weights, gradients
+    and moments are shared out among the devices of a machine (to classify, with adamw)"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto is bf16 on GPUs that have it, else fp32"""
     compile: bool = False
@@ -129,8 +130,9 @@ class TrainConfig:
         require(0 <= self.ema < 1, "train.ema", self.ema, "must be in [0, 1)")
         known = re.fullmatch(r"auto|-1|[1-9]\d*|\d+(,\d+)+", str(self.devices)) is not None
         require(known, "train.devices", self.devices, "must be auto, a number, or numbers such as 0,2")
-        split = self.strategy.startswith(("fsdp", "deepspeed", "model_parallel"))
-        require(not split, "train.strategy", self.strategy, "splitting the model over devices is not supported")
+        split = self.strategy.startswith(("fsdp_", "deepspeed", "model_parallel"))
+        require(not split, "train.strategy", self.strategy, "of those that split the model, only fsdp is supported")
+        require(self.strategy != "fsdp" or not self.compile, "train.compile", self.compile, "is not for fsdp")
 
 
 @dataclass
@@ -255,6 +257,11 @@ class Config:
     text: TextConfig = field(default_factory=TextConfig)
 
     def __post_init__(self) -> None:
+        if self.train.strategy == "fsdp":
+            require(self.task == "classify", "train.strategy", "fsdp", f"is not for task {self.task}")
+            require(self.optim.name == "adamw", "optim.name", self.optim.name, "must be adamw with fsdp")
+            whole = self.tune.method == "full" and not self.tune.freeze
+            require(whole, "train.strategy", "fsdp", "is not for tune.method lora, probe and knn, nor tune.freeze")
         if self.task != "classify":
             require(self.tune.method == "full", "tune.method", self.tune.method, f"must be full for task {self.task}")
             require(not self.tune.freeze, "tune.freeze", self.tune.freeze, "is for classify; see text.freeze_encoder")
