@@ -24,10 +24,11 @@ augment.policy augment.policy_ops augment.policy_magnitude augment.erase augment
 augment.mix_probability augment.mix_switch augment.mix_off_epochs augment.half_size
 model.name model.image_size model.patch_size model.dim model.depth model.heads model.hidden model.class_token
 model.registers model.positions model.rope model.pool model.mlp model.activation model.norm model.patch_norm
-model.qk_norm model.layer_scale model.dropout model.attention_dropout model.drop_path model.patch_dropout model.init
-optim.name optim.lr optim.weight_decay optim.betas optim.eps optim.layer_decay optim.clip
+model.qk_norm model.layer_scale model.dropout model.attention_dropout model.drop_path model.patch_dropout
+model.head_bias model.init
+optim.name optim.lr optim.lr_base_batch optim.weight_decay optim.betas optim.eps optim.layer_decay optim.clip
 schedule.name schedule.unit schedule.warmup schedule.final schedule.decay_fraction
-loss.name loss.smoothing loss.class_weights
+loss.name loss.smoothing loss.whole loss.class_weights
 train.epochs train.seed train.accelerator train.devices train.nodes train.strategy train.precision train.compile
 train.accumulate train.checkpointing train.ema train.monitor train.patience train.validate_every
 tune.method tune.probe_first tune.freeze tune.unfreeze_after tune.lora_rank tune.lora_alpha tune.probe_rates

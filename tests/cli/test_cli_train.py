@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import vit as package
 from vit.cli.config import compose
@@ -167,6 +168,28 @@ def test_a_resumed_run_of_another_length_follows_its_new_schedule(
     (tmp_path / "elsewhere").mkdir()
     message = refused("train", tmp_path / "elsewhere", "--out", short, "--resume", code=2)
     assert message == f"vit: --resume: the run's pictures are not in {tmp_path / 'elsewhere'}; leave DATA out\n"
+
+
+def test_a_rate_for_a_base_batch_is_scaled_once_and_told_also_by_a_run_that_goes_on(
+    vit: Any, refused: Any, colour_folder: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    scaled, plain = tmp_path / "scaled", tmp_path / "plain"
+    words = [*tiny, "--train.epochs=2", "--data.batch_size=4", "--train.accumulate=2"]
+    assert vit("train", colour_folder, *words, "--optim.lr=0.0005", "--out", plain).code == 0
+    words += ["--optim.lr=0.001", "--optim.lr_base_batch=16"]
+    outcome = vit("train", colour_folder, *words, "--train.epochs=1", "--out", scaled)
+    assert "fp32, rate 0.0005 (0.001 x 8/16)\n" in outcome.out
+    kept = compose([str(scaled / "config.yaml")], []).optim
+    assert (kept.lr, kept.lr_base_batch) == (0.001, 16)
+    outcome = vit("train", colour_folder, *words, "--out", scaled, "--resume")
+    assert "fp32, rate 0.0005 (0.001 x 8/16)\n" in outcome.out
+    rates = []
+    for run in (scaled, plain):
+        checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+        rates.append((checkpoint["lr_schedulers"][0]["base_lrs"], checkpoint["optimizer_states"][0]["param_groups"]))
+    assert rates[0] == rates[1]
+    message = refused("train", "--out", scaled, "--resume", "--optim.lr_base_batch=8", code=2)
+    assert message.startswith("vit: --resume: optim.lr_base_batch is 16 in the run and 8 now")
 
 
 def test_a_later_command_of_the_same_process_writes_to_no_earlier_log(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vit.data.config import Preprocessing
 from vit.data.dataset import Batch
+from vit.errors import ConfigError
 from vit.models.vision import VisionTransformer
 from vit.tasks.classify import Classify
 
@@ -99,6 +100,23 @@ def test_bce_weighs_the_classes() -> None:
     weights = torch.tensor([15 / (3 * count) for count in COUNTS])
     expected = (sigmoid_losses(task.double(), torch.eye(3)[LABELS]).mean(dim=1) * weights[LABELS]).mean()
     assert found.item() == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_bce_can_take_every_class_of_a_mixed_picture_for_a_whole_yes() -> None:
+    task = classify(loss={"name": "bce", "smoothing": 0.0, "whole": True}, augment={"mixup": 0.8})
+    found = task.losses(batch())["loss"].detach()
+    images, targets = task.inputs(batch())
+    assert ((targets > 0) & (targets < 1)).any()
+    with torch.no_grad():
+        chances = torch.sigmoid(task.double().network(images.double()))
+    yes = (targets > 0).double()
+    expected = -(yes * chances.log() + (1 - yes) * (1 - chances).log()).mean()
+    assert found.item() == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_whole_labels_are_for_bce() -> None:
+    with pytest.raises(ConfigError, match=r"^loss.whole: needs loss.name bce, got True$"):
+        classify(loss={"whole": True})
 
 
 @pytest.mark.parametrize("name", ["cross-entropy", "bce"])

@@ -75,6 +75,22 @@ def test_only_matrices_decay(network: VisionTransformer) -> None:
     assert {name for group in groups if group["weight_decay"] == 0.0 for name in group["names"]} == kept
 
 
+@pytest.mark.parametrize(("base", "samples", "expected"), [(0, 1024, 0.001), (512, 1024, 0.002), (256, 64, 0.00025)])
+def test_the_rate_follows_the_samples_of_a_step_in_every_layer(
+    network: VisionTransformer, base: int, samples: int, expected: float
+) -> None:
+    config = OptimConfig(lr=0.001, lr_base_batch=base, layer_decay=0.5).scaled(samples)
+    assert config.rates() == (pytest.approx(expected), 0.5)
+    assert config.scaled(samples) == config  # once
+    rates = sorted({group["lr"] for group in parameter_groups(network, DEPTH, config)})
+    assert rates == pytest.approx([expected * 0.5**layer for layer in (3, 2, 1, 0)])
+
+
+def test_a_base_batch_below_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^optim.lr_base_batch: must be 0 \(off\) or a number of samples, got -1$"):
+        OptimConfig(lr_base_batch=-1)
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_layer_decay_scales_the_actual_steps_also_after_the_schedule_has_moved(
     network: VisionTransformer, name: str

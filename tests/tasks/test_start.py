@@ -1,7 +1,9 @@
 """A run that starts from the weights of another: head, positions and colours, and what does not fit."""
 
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +16,8 @@ from vit.models.architecture import ModelConfig
 from vit.models.build import start_from
 from vit.models.file import read_model
 from vit.models.vision import VisionTransformer
-from vit.tasks.config import Config
-from vit.tasks.run import make_task, set_up
+from vit.tasks.config import Config, OptimConfig, TrainConfig, TuneConfig
+from vit.tasks.run import make_task, make_trainer, set_up
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,50 @@ def test_a_run_can_start_from_another_with_other_classes_and_picture_size(folder
     setup, _, _ = train(data, tmp_path / "run", config)
     assert setup.preprocessing.size == (32, 32)
     assert load(tmp_path / "run").classes == ("blue", "crimson", "red")
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_new_head_starts_from_the_bias_that_is_set_and_an_old_one_does_not(
+    started: bool, folder: Path, colours: Path, tmp_path: Path
+) -> None:
+    data = draw_folder(tmp_path / "data", train=2, val=2)
+    shutil.copytree(data / "train" / "red", data / "train" / "crimson")
+    init = {"init": str(folder)} if started else {}
+    config = tiny(model={"head_bias": -1.5, **init})
+    for source, new in ((data, True), (colours, not started)):
+        listing = list_training(source, val_fraction=0.2, test_fraction=0.0, seed=0)
+        bias = make_task(set_up(listing, config)).network.head.bias
+        assert bool((bias == -1.5).all()) == new
+
+
+def test_a_bias_of_the_head_is_for_classes_alone() -> None:
+    with pytest.raises(ConfigError, match=r"^model.head_bias: is for classify, got -1.5$"):
+        Config(task="caption", model=ModelConfig(head_bias=-1.5))
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"optim": OptimConfig(name="lamb")}, "optim.name: must be adamw with fsdp, got 'lamb'"),
+        ({"task": "caption"}, "train.strategy: is not for task caption, got 'fsdp'"),
+        (
+            {"model": ModelConfig(init="run"), "tune": TuneConfig(freeze=1)},
+            "train.strategy: is not for tune.method lora, probe and knn, nor tune.freeze, got 'fsdp'",
+        ),
+    ],
+)
+def test_what_cannot_be_shared_out_is_refused(parts: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        Config(train=TrainConfig(strategy="fsdp"), **parts)
+
+
+def test_strategies_that_split_the_model_are_refused_but_for_one() -> None:
+    with pytest.raises(ConfigError, match="^train.strategy: of those that split the model, only fsdp is supported"):
+        TrainConfig(strategy="deepspeed_stage_3")
+    with pytest.raises(ConfigError, match="^train.compile: is not for fsdp, got True$"):
+        TrainConfig(strategy="fsdp", compile=True)
+    with pytest.raises(ConfigError, match="^train.strategy: is for training; evaluate with ddp, got 'fsdp'$"):
+        make_trainer(tiny(train={"strategy": "fsdp"}), run=None)
 
 
 def test_a_run_that_starts_from_another_keeps_its_colours_and_a_head_that_fits(colours: Path, tmp_path: Path) -> None:

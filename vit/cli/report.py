@@ -14,8 +14,8 @@ from vit.tasks.run import Setup, flops_per_image
 log = logging.getLogger("vit")
 
 
-def before_training(setup: Setup, network: VisionTransformer, run: Path) -> None:
-    """A table of data and model."""
+def before_training(setup: Setup, network: VisionTransformer, run: Path, samples: int) -> None:
+    """A table of data and model; a step learns from `samples` pictures."""
     listing, a, config = setup.listing, setup.architecture, setup.config
     splits = "   ".join(f"{name} {len(samples):,}" for name, samples in listing.splits.items())
     counts = Counter(sample.label for sample in listing.splits["train"])
@@ -31,7 +31,7 @@ def before_training(setup: Setup, network: VisionTransformer, run: Path) -> None
         *_start_rows(setup),
         ("input", f"{a.image_size[0]} x {a.image_size[1]} pixels, {a.grid[0]} x {a.grid[1]} patches"),
         ("size", f"{parameters / 1e6:.2f} M parameters, {flops_per_image(a) / 1e9:.3f} GFLOPs a picture"),
-        ("training", _training(config)),
+        ("training", _training(config, samples)),
         ("cache", cache_told(config, setup.cache_reason)),
         ("run", display_path(run)),
     ]
@@ -44,6 +44,13 @@ def cache_told(config: Config, reason: str) -> str:
     """Where decoded pictures are kept, and why."""
     where = {"none": "none", "ram": "in memory", "disk": "on disk", "device": "on the device"}[config.data.cache]
     return f"{where} ({reason})" if reason else where
+
+
+def rate_told(config: Config, samples: int) -> str:
+    """The highest learning rate, and how it follows from the samples of a step where that was asked for."""
+    optim = config.optim
+    told = f"rate {optim.scaled(samples).lr:g}"
+    return f"{told} ({optim.lr:g} x {samples}/{optim.lr_base_batch})" if optim.lr_base_batch else told
 
 
 def after_training(setup: Setup, task: Classify, run: Path) -> None:
@@ -94,13 +101,13 @@ def _start_rows(setup: Setup) -> list[tuple[str, str]]:
     return [("weights", display_path(f"{setup.config.model.init}{licence}")), ("head", head)]
 
 
-def _training(config: Config) -> str:
+def _training(config: Config, samples: int) -> str:
     """How long and how fast."""
     tune = config.tune
     if tune.method in ("probe", "knn"):
         return "a linear head on the features" if tune.method == "probe" else "votes of the nearest features"
     how = f"{config.train.epochs} epochs, batches of {config.data.batch_size}, {config.train.precision}"
-    rate = f"rate {config.optim.lr:g}"
+    rate = rate_told(config, samples)
     if config.optim.layer_decay != 1:
         rate += f", from block to block x {config.optim.layer_decay:g}"
     lora = f", LoRA of rank {tune.lora_rank}" if tune.method == "lora" else ""

@@ -100,6 +100,7 @@ def train(data: str | None, config: Config, *, out: str | None = None, resume: b
     import lightning as L
 
     from vit.cli.report import after_training, before_training, what_next
+    from vit.tasks.base import samples_per_step
     from vit.tasks.optim import check_optimizer
     from vit.tasks.run import (
         describe_folder,
@@ -126,7 +127,7 @@ def train(data: str | None, config: Config, *, out: str | None = None, resume: b
     with log_file(run) if first else contextlib.nullcontext():
         network = make_network(setup)
         if first:
-            before_training(setup, network, run)
+            before_training(setup, network, run, samples_per_step(setup.config, trainer))
         if setup.config.tune.method in ("probe", "knn"):
             (run_probe if setup.config.tune.method == "probe" else run_knn)(network, setup, run)
             what_next(run)

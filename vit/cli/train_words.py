@@ -32,6 +32,7 @@ def train_words(data: str | None, config: Config, *, out: str | None = None, res
     quiet_lightning()
     import lightning as L
 
+    from vit.tasks.base import samples_per_step
     from vit.tasks.optim import check_optimizer
     from vit.tasks.run import environment, export, make_trainer, prepare_folder
     from vit.tasks.words import read_words, set_up_words
@@ -58,7 +59,7 @@ def train_words(data: str | None, config: Config, *, out: str | None = None, res
         write_text(run / "config.yaml", to_yaml(setup.config))
     with log_file(run) if first else contextlib.nullcontext():
         if first:
-            _before(path, words, setup, run)
+            _before(path, words, setup, run, samples_per_step(setup.config, trainer))
         try:
             with signals_as_errors():
                 last = run / "checkpoints" / "last.ckpt" if resume else None
@@ -79,9 +80,9 @@ def _tokenizer_of(run: Path) -> "Tokenizer":
     return Tokenizer.load(run / "tokenizer.json")
 
 
-def _before(path: str, words: "Words", setup: "WordRun", run: Path) -> None:
-    """A table of data and model."""
-    from vit.cli.report import cache_told
+def _before(path: str, words: "Words", setup: "WordRun", run: Path, step: int) -> None:
+    """A table of data and model; a step learns from `step` samples."""
+    from vit.cli.report import cache_told, rate_told
 
     config = setup.config
     network: Any = setup.task.network
@@ -110,7 +111,7 @@ def _before(path: str, words: "Words", setup: "WordRun", run: Path) -> None:
     training = f"{config.train.epochs} epochs, batches of {config.data.batch_size}, {config.train.precision}"
     rows += [
         ("size", f"{parameters / 1e6:.2f} M parameters"),
-        ("training", f"{training}, rate {config.optim.lr:g}"),
+        ("training", f"{training}, {rate_told(config, step)}"),
         *([("cache", cache_told(config, setup.cache_reason))] if setup.words.images else []),
         ("run", display_path(run)),
     ]

@@ -199,6 +199,8 @@ class ModelConfig:
     """stochastic depth: rate of the last block"""
     patch_dropout: float = 0.0
     """share of the patches that training leaves out: less work a step (Liu et al. 2023)"""
+    head_bias: float = 0.0
+    """what a new head's bias starts from; for bce -log(classes): at first no class is likely"""
     init: str | None = None
     """start from these weights, which settle shape and preprocessing: a run folder or model file, timm:NAME, hf:NAME;
     other class names get a new head, of a captioner or a fused classifier what reads its pictures is taken"""

@@ -6,9 +6,11 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from vit.data.sampling import draw_seed
 from vit.errors import VitError
+from vit.nn import Block
 from vit.tasks.config import Config
 from vit.tasks.optim import make_optimizer, make_schedule, parameter_groups
 
@@ -36,13 +38,29 @@ class Task(L.LightningModule):
         """The network that is validated: the averaged one where there is one."""
         return self.network if self.ema is None else self.ema
 
+    def configure_model(self) -> None:
+        """With train.strategy fsdp, share out weights, gradients and moments among a machine's devices, block by block.
+
+        Machines hold copies of one another (torch's fully_shard with a mesh of machines and devices).
+        """
+        if self.device_mesh is None:
+            return
+        from torch.distributed.fsdp import FSDPModule, fully_shard
+
+        for network in (self.network, self.ema):
+            if network is not None and not isinstance(network, FSDPModule):
+                for block in (module for module in network.modules() if isinstance(module, Block)):
+                    fully_shard(block, mesh=self.device_mesh)
+                fully_shard(network, mesh=self.device_mesh)
+
     def losses(self, batch: Any) -> Losses:
         """The losses of one training batch; `loss` is the one that is minimised."""
         raise NotImplementedError
 
     def on_train_start(self) -> None:
-        """A resumed run whose length was changed follows its new schedule from the first step."""
+        """A resumed run whose length or devices were changed follows its new schedule from the first step."""
         schedule = self.lr_schedulers()
+        schedule.base_lrs = list(self.highest)
         for group, base, factor in zip(
             self.trainer.optimizers[0].param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
         ):
@@ -63,13 +81,15 @@ class Task(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         steps = int(self.trainer.estimated_stepping_batches)
-        groups = parameter_groups(self.network, self.depth, self.config.optim)
+        optim = self.config.optim.scaled(samples_per_step(self.config, self.trainer))
+        groups = parameter_groups(self.network, self.depth, optim)
         # torch's fused optimizers unscale fp16 gradients themselves, too late to clip them
         fused = self.config.train.precision != "fp16" and self.device.type in ("cpu", "cuda")
-        optimizer = make_optimizer(groups, self.config.optim, fused=fused)
+        optimizer = make_optimizer(groups, optim, fused=fused)
         schedule = make_schedule(
             optimizer, self.config.schedule, steps=steps, steps_per_epoch=steps / self.config.train.epochs
         )
+        self.highest = list(schedule.base_lrs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, **_: Any) -> None:
@@ -79,6 +99,8 @@ class Task(L.LightningModule):
             norm = nn.utils.clip_grad_norm_(parameters, self.config.optim.clip)
         else:
             norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         self.log("train/gradient_norm", norm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -92,6 +114,11 @@ class Task(L.LightningModule):
         decay = min(self.config.train.ema, (1 + self.global_step) / (10 + self.global_step))
         with torch.no_grad():
             torch._foreach_lerp_(list(ema.parameters()), list(self.network.parameters()), 1 - decay)
+
+
+def samples_per_step(config: Config, trainer: L.Trainer) -> int:
+    """Samples that one step of the optimizer learns from, over all devices, nodes and accumulated batches."""
+    return config.data.batch_size * trainer.num_devices * trainer.num_nodes * config.train.accumulate
 
 
 def diverged(loss: float, epoch: int, config: Config) -> VitError:

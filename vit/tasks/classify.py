@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from vit.data.config import Preprocessing
 from vit.data.dataset import Batch
@@ -18,7 +19,7 @@ from vit.data.sampling import draw_seed
 from vit.errors import DataError
 from vit.evaluate.classification import point_metrics
 from vit.models.file import classifier_file
-from vit.models.vision import VisionTransformer
+from vit.models.vision import VisionTransformer, with_weights
 from vit.tasks.base import Losses, Task, diverged
 from vit.tasks.config import Config
 from vit.tasks.rows import Rows
@@ -54,6 +55,8 @@ class Classify(Task):
         self.licence: str | None = None
         self.origin = "trained by vit"
         self.rows = Rows()
+        self.whole: list[nn.Module] | None = None
+        """of weights that are shared out, a copy in one piece while it is validated; in a list, as no part of the task"""
         self.unreadable: dict[tuple[str, int], str] = {}
         """reason by split and place in its list"""
 
@@ -88,15 +91,27 @@ class Classify(Task):
         if targets.dim() == 1:
             targets = F.one_hot(targets, logits.shape[1])
         targets = targets.float()
-        smooth = targets * (1 - smoothing) + smoothing / logits.shape[1]
+        asked = (targets > 0).float() if self.config.loss.whole else targets
+        smooth = asked * (1 - smoothing) + smoothing / logits.shape[1]
         loss = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none").mean(dim=1)
         if self.class_weights is not None:
             # a weight a picture: a weight a class would count its yes and its no alike, and balance nothing
             loss = loss * (targets @ self.class_weights)
         return loss.mean()
 
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is validated, whole: devices have different numbers of pictures, and some ask alone."""
+        return super().evaluated if self.whole is None else self.whole[0]
+
     def on_validation_epoch_start(self) -> None:
         self.rows = Rows()
+        if self.device_mesh is not None:
+            shared = get_model_state_dict(super().evaluated, options=StateDictOptions(full_state_dict=True))
+            self.whole = [with_weights(self._network.architecture, shared).eval()]
+
+    def on_validation_end(self) -> None:
+        self.whole = None
 
     def validation_step(self, batch: Batch, batch_index: int) -> Tensor:
         logits = self(batch.images)

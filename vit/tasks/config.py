@@ -17,6 +17,9 @@ class OptimConfig:
     has, such as lamb, lion, sgd"""
     lr: float | None = None
     """highest learning rate; null takes 0.001 from scratch and for LoRA, 0.0003 for fine-tuning"""
+    lr_base_batch: int = 0
+    """samples a step that lr is meant for: it is multiplied by those of all devices, nodes and accumulated steps
+    together, over this number (Goyal et al. 2017); 0 takes lr as it is"""
     weight_decay: float = 0.05
     """decoupled decay; never on biases, norms, positions and tokens"""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -29,6 +32,8 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         require(self.lr is None or self.lr > 0, "optim.lr", self.lr, "must be positive")
+        base = self.lr_base_batch
+        require(base >= 0, "optim.lr_base_batch", base, "must be 0 (off) or a number of samples")
         require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "must not be negative")
         require(all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas, "must be in [0, 1)")
         require(self.eps > 0, "optim.eps", self.eps, "must be positive")
@@ -40,6 +45,12 @@ class OptimConfig:
         """Learning rate and layer decay; where they were left open, those for training from scratch or fine-tuning."""
         lr, layer_decay = (3e-4, 0.75) if tuning else (1e-3, 1.0)
         return lr if self.lr is None else self.lr, layer_decay if self.layer_decay is None else self.layer_decay
+
+    def scaled(self, samples: int) -> "OptimConfig":
+        """With the rate for steps of `samples`, as `lr_base_batch` wants it; what is kept of a run is never this."""
+        if not self.lr_base_batch:
+            return self
+        return replace(self, lr=self.rates()[0] * samples / self.lr_base_batch, lr_base_batch=0)
 
 
 @dataclass
@@ -72,11 +83,14 @@ class LossConfig:
     and predicted is a softmax over the classes all the same"""
     smoothing: float = 0.1
     """label smoothing (Szegedy et al. 2016)"""
+    whole: bool = False
+    """bce: every class in a mixed picture is a whole yes, whatever its share (Touvron et al. 2022)"""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced weighs each class by the inverse of its share of the training pictures"""
 
     def __post_init__(self) -> None:
         require(0 <= self.smoothing < 1, "loss.smoothing", self.smoothing, "must be in [0, 1)")
+        require(not self.whole or self.name == "bce", "loss.whole", self.whole, "needs loss.name bce")
 
 
 @dataclass
@@ -90,7 +104,8 @@ class TrainConfig:
     """how many devices, auto or -1 for all, or which ones: 0,2"""
     nodes: int = 1
     strategy: str = "auto"
-    """one of Lightning's strategies that keep the whole model on every device, such as ddp"""
+    """one of Lightning's strategies that keep the whole model on every device, such as ddp; or fsdp: weights, gradients
+    and moments are shared out among the devices of a machine (to classify, with adamw)"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto is bf16 on GPUs that have it, else fp32"""
     compile: bool = False
@@ -116,8 +131,9 @@ class TrainConfig:
         require(0 <= self.ema < 1, "train.ema", self.ema, "must be in [0, 1)")
         known = re.fullmatch(r"auto|-1|[1-9]\d*|\d+(,\d+)+", str(self.devices)) is not None
         require(known, "train.devices", self.devices, "must be auto, a number, or numbers such as 0,2")
-        split = self.strategy.startswith(("fsdp", "deepspeed", "model_parallel"))
-        require(not split, "train.strategy", self.strategy, "splitting the model over devices is not supported")
+        split = self.strategy.startswith(("fsdp_", "deepspeed", "model_parallel"))
+        require(not split, "train.strategy", self.strategy, "of those that split the model, only fsdp is supported")
+        require(self.strategy != "fsdp" or not self.compile, "train.compile", self.compile, "is not for fsdp")
 
 
 @dataclass
@@ -242,9 +258,15 @@ class Config:
     text: TextConfig = field(default_factory=TextConfig)
 
     def __post_init__(self) -> None:
+        if self.train.strategy == "fsdp":
+            require(self.task == "classify", "train.strategy", "fsdp", f"is not for task {self.task}")
+            require(self.optim.name == "adamw", "optim.name", self.optim.name, "must be adamw with fsdp")
+            whole = self.tune.method == "full" and not self.tune.freeze
+            require(whole, "train.strategy", "fsdp", "is not for tune.method lora, probe and knn, nor tune.freeze")
         if self.task != "classify":
             require(self.tune.method == "full", "tune.method", self.tune.method, f"must be full for task {self.task}")
             require(not self.tune.freeze, "tune.freeze", self.tune.freeze, "is for classify; see text.freeze_encoder")
+            require(not self.model.head_bias, "model.head_bias", self.model.head_bias, "is for classify")
             mixed = max(self.augment.mixup, self.augment.cutmix)
             require(not mixed, "augment.mixup and cutmix", mixed, f"must be 0 for task {self.task}")
             half = self.augment.half_size

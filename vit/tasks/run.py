@@ -21,11 +21,13 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit.data.caching import choose_cache
-from vit.data.config import Preprocessing
+from vit.data.config import Preprocessing, require
 from vit.data.dataset import ImageDataset
 from vit.data.decode import picture_size
 from vit.data.folders import Listing, Sample, write_split
@@ -163,6 +165,10 @@ def make_network(setup: Setup) -> VisionTransformer:
     network = VisionTransformer(setup.architecture)
     if setup.start is not None:
         start_from(setup.start, network, setup.listing.classes)
+    if setup.start is None or setup.new_head:
+        for head in (network.head, getattr(network, "head_dist", None)):
+            if isinstance(head, nn.Linear):
+                nn.init.constant_(head.bias, setup.config.model.head_bias)
     return network
 
 
@@ -190,7 +196,10 @@ def make_trainer(config: Config, run: Path | None) -> L.Trainer:
         "accelerator": train.accelerator,
         "devices": int(train.devices) if re.fullmatch(r"-?\d+", str(train.devices)) else train.devices,
         "num_nodes": train.nodes,
-        "strategy": train.strategy,
+        # one file of whole weights, as every other run leaves
+        "strategy": ModelParallelStrategy(save_distributed_checkpoint=False)
+        if train.strategy == "fsdp"
+        else train.strategy,
         "precision": _PRECISIONS[settled_precision(train)],
         "use_distributed_sampler": False,  # ours share the pictures out exactly
         "enable_progress_bar": False,
@@ -198,6 +207,7 @@ def make_trainer(config: Config, run: Path | None) -> L.Trainer:
         "num_sanity_val_steps": 0,
     }
     if run is None:
+        require(train.strategy != "fsdp", "train.strategy", train.strategy, "is for training; evaluate with ddp")
         return _trainer(logger=False, enable_checkpointing=False, callbacks=[Progress()], **shared)
     return _trainer(
         max_epochs=train.epochs,
