@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from vit.data.augment import TrainingTransform
-from vit.data.dataset import Batch, ImageDataset
+from vit.data.dataset import Batch, ImageDataset, patient
 from vit.data.decode import Copy
 from vit.data.normalise import as_tensor
 from vit.data.sampling import Draw, draw_seed
@@ -53,10 +53,15 @@ class DeviceLoader:
         return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
+        return patient(self._batches())
+
+    def _batches(self) -> Iterator[Batch]:
         images = self._loaded()
         draws = iter(self.sampler)
-        batches = [[next(draws) for _ in range(self.batch_size)] for _ in range(len(self) - (not self.drop_last))]
-        if not self.drop_last:
+        done = getattr(self.sampler, "start", 0) // self.batch_size
+        whole = range(done, len(self) - (not self.drop_last))
+        batches = [[next(draws) for _ in range(self.batch_size)] for _ in whole]
+        if not self.drop_last and done < len(self):
             batches.append(list(draws))
         with ThreadPoolExecutor(1) as ahead:  # views are drawn while the device works on the batch before
             waiting = None

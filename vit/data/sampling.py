@@ -59,21 +59,35 @@ class EpochSampler(Sampler[Draw]):
         self._members = _members(np.asarray(labels, dtype=np.int64)) if balanced else []
         self._seed, self._repeats, self._rank, self._world = seed, repeats, rank, world
         self._epoch = 0
+        self.start = 0
+        """draws of this epoch that are left out, since a run that goes on has seen them"""
 
     def set_epoch(self, epoch: int) -> None:
         """Take the order of `epoch`, counted from 0; Lightning calls this before every training epoch."""
-        self._epoch = epoch
+        if epoch != self._epoch:
+            self._epoch, self.start = epoch, 0
+
+    def start_at(self, epoch: int, draws: int) -> None:
+        """Take the order of `epoch`, and in it begin behind its first `draws`; `len` stays that of the whole epoch."""
+        self._epoch, self.start = epoch, draws
 
     def __len__(self) -> int:
         total = self._pictures() * self._repeats
         return max(total // self._world, min(total, 1))
 
     def __iter__(self) -> Iterator[Draw]:
+        return self._draws(self.start)
+
+    def whole(self) -> Iterator[Draw]:
+        """All draws of the epoch, wherever it begins."""
+        return self._draws(0)
+
+    def _draws(self, start: int) -> Iterator[Draw]:
         rng = np.random.default_rng((self._seed, self._epoch))
         count = self._pictures()
         order = _balanced(self._members, count, rng) if self._members else rng.permutation(self._length)[:count]
         first = _occurrences(order) * self._repeats
-        for position in range(len(self)):
+        for position in range(start, len(self)):
             drawn, copy = divmod((position * self._world + self._rank) % (count * self._repeats), self._repeats)
             yield Draw(self._epoch, int(order[drawn]), int(first[drawn]) + copy)
 
