@@ -256,7 +256,7 @@ def image_loader(
     """
     workers = min(worker_count(workers), -(-len(sampler) // batch_size))  # type: ignore[arg-type]
     return Loader(
-        dataset,  # type: ignore[arg-type]
+        dataset,
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,

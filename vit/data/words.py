@@ -264,14 +264,14 @@ def word_loader(
         assert isinstance(sampler, EpochSampler)
         batches = LengthBatches(sampler, dataset.length, batch_size, seed=seed, drop_last=drop_last)
         return Loader(
-            dataset,  # type: ignore[arg-type]
+            dataset,
             batch_sampler=batches,
             collate_fn=collate_words,
             worker_init_fn=start_worker,
             **shared,
         )
     return Loader(
-        dataset,  # type: ignore[arg-type]
+        dataset,
         batch_size=batch_size,
         sampler=sampler,
         drop_last=drop_last,

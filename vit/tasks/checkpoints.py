@@ -89,8 +89,8 @@ def _keep(path: Path, keep: int) -> None:
         except OSError:  # a file system without hard links: for a moment there is only the older name
             os.replace(newer, older)
     for old in path.parent.glob(f"{path.stem}-*{path.suffix}"):
-        age = old.stem.rpartition("-")[2]
-        if age.isdecimal() and int(age) >= keep:  # more were kept before
+        written = old.stem.rpartition("-")[2]
+        if written.isdecimal() and int(written) >= keep:  # more were kept before
             old.unlink()
 
 

@@ -31,7 +31,7 @@ from vit.data.decode import picture_size
 from vit.data.folders import Listing, Sample, write_split
 from vit.data.module import EpochData, ImageFolderData
 from vit.data.shards import ShardListing
-from vit.errors import ConfigError, UnreadableImage, display_path
+from vit.errors import ConfigError, UnreadableImage, VitError, display_path, is_out_of_memory
 from vit.files import write_text
 from vit.models.architecture import ModelConfig, VisionArchitecture, pick
 from vit.models.build import architecture_from, image_encoder, start_from
@@ -41,10 +41,11 @@ from vit.models.vision import VisionTransformer
 from vit.signals import Stop, signals
 from vit.tasks.base import Task
 from vit.tasks.callbacks import Finite, MetricsFile, Pictures, Progress, Samples, Speed
-from vit.tasks.checkpoints import WholeCheckpoints
+from vit.tasks.checkpoints import WholeCheckpoints, newest_whole
 from vit.tasks.classify import Classify
 from vit.tasks.config import Config, TrainConfig
 from vit.tasks.keeper import Best, Keeper, Patience, rewind
+from vit.tasks.lock import LOCK
 from vit.tasks.rows import from_all_processes
 from vit.tasks.tune import Unfreeze, prepare
 
@@ -243,8 +244,12 @@ def train_on(task: Task, data: EpochData, trainer: L.Trainer, run: Path, *, resu
 
     Raises Interrupted after a signal, when last.ckpt is written, and model.safetensors so far.
     """
-    if resume is not None and trainer.is_global_zero:
-        rewind(run, WholeCheckpoints().load_checkpoint(resume))
+    if resume is not None:
+        resume, checkpoint, faults = newest_whole(resume)
+        if trainer.is_global_zero:
+            for fault in faults:
+                log.info("damaged    %s; going on from %s", fault, resume.name)
+            rewind(run, checkpoint)
     (keeper,) = (callback for callback in trainer.callbacks if isinstance(callback, Keeper))
     try:
         trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
@@ -254,6 +259,14 @@ def train_on(task: Task, data: EpochData, trainer: L.Trainer, run: Path, *, resu
         if trainer.is_global_zero and keeper.last.is_file():
             export(run)
         raise keeper.told(stop.number) from stop
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        size, times = task.config.data.batch_size, task.config.train.accumulate
+        raise VitError(
+            f"out of memory with data.batch_size {size}; {max(1, size // 2)} with train.accumulate {2 * times} keeps "
+            "the batch of a step, or set train.checkpointing true"
+        ) from error
 
 
 def _write_unreadable(path: Path, listing: Listing, reasons: dict[tuple[str, int], str]) -> None:
@@ -275,7 +288,7 @@ def export(run: Path) -> ModelFile:
 
 def prepare_folder(run: Path) -> None:
     """Make an empty run folder. Raises ConfigError where there is something in it already."""
-    if run.is_dir() and any(run.iterdir()):
+    if run.is_dir() and any(entry.name != LOCK for entry in run.iterdir()):
         saved = (run / "checkpoints" / "last.ckpt").is_file()
         remedy = "name another, or go on with its run by --resume" if saved else "name another, or empty it"
         raise ConfigError(f"--out {display_path(run)}: not empty; {remedy}")
