@@ -182,6 +182,7 @@ class Best(ModelCheckpoint):
         for name in ("best_model_path", "kth_best_model_path"):
             moved[name] = path if state_dict[name] else ""
         super().load_state_dict(moved)
+        self.current_score = state_dict["current_score"]
 
 
 class Patience(EarlyStopping):
