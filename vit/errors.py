@@ -45,6 +45,12 @@ class ModelFileError(VitError):
     """A model file or checkpoint that is damaged, of another kind, or not a model at all."""
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, in whichever words Python and torch say so."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
 def display_path(path: object) -> str:
     """`path` as one printable line: control characters and bytes that are no UTF-8 appear as escapes."""
     text = str(path).encode("utf-8", "backslashreplace").decode("utf-8")

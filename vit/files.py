@@ -30,12 +30,12 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise VitError(f"cannot write {display_path(path)}: {_reason(error)}") from error
+        raise not_written(path, error) from error
     except Exception as error:
         cause = _cause(error, temporary)
         if cause is None:
             raise
-        raise VitError(f"cannot write {display_path(path)}: {_reason(cause)}") from error
+        raise not_written(path, cause) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -58,6 +58,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ModelFileError(f"{display_path(path)}: not a JSON object")
     return found
+
+
+def not_written(path: Path, error: OSError) -> VitError:
+    """That `path` could not be written, and why."""
+    return VitError(f"cannot write {display_path(path)}: {_reason(error)}")
 
 
 def _reason(error: OSError) -> str:

@@ -75,6 +75,7 @@ def test_the_run_folder_is_complete_and_consistent(trained_run: Path, colour_fol
         "model.safetensors",
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
+        "checkpoints/last-1.ckpt",
     }
     assert json.loads((trained_run / "classes.json").read_text(encoding="utf-8")) == ["blue", "green", "red"]
     settled = compose([str(trained_run / "config.yaml")], [])

@@ -15,6 +15,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 "ignore:.*does not have many workers.*",
                 "ignore:.*number of training batches.*smaller than the logging interval.*",
                 "ignore:.*Checkpoint directory .* exists and is not empty.*",
+                "ignore:.*your dataloader is not resumable.*",
             ):
                 item.add_marker(pytest.mark.filterwarnings(message))
 

@@ -54,6 +54,7 @@ def test_the_run_folder_holds_what_the_run_was(folder: Path, colours: Path) -> N
         "metrics.csv",
         "environment.json",
         "checkpoints/last.ckpt",
+        "checkpoints/last-1.ckpt",
         "checkpoints/best.ckpt",
         "model.safetensors",
     } == {name for name in files if not name.startswith("tensorboard/")}

@@ -88,3 +88,19 @@ def test_its_state_goes_on_where_it_was_left() -> None:
         two.data = one.detach().clone()
     for one, two in zip(_steps(ours, optimizer), _steps(again, other), strict=True):
         assert torch.equal(one, two)
+
+
+def test_a_step_that_is_no_number_changes_no_weight_and_the_next_ones_are_taken() -> None:
+    parameters = _fresh((6, 5), (4,))
+    optimizer = Muon([{"params": parameters[:1], "matrices": True}, {"params": parameters[1:]}], 0.01)
+    _steps(parameters, optimizer)
+    before = [parameter.detach().clone() for parameter in parameters]
+    parameters[0].grad[2, 3] = torch.nan
+    parameters[1].grad[0] = torch.inf
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    assert all(torch.equal(parameter, old) for parameter, old in zip(parameters, before, strict=True))
+    optimizer.found_inf = torch.tensor(0.0)
+    for after, old in zip(_steps(parameters, optimizer, 1), before, strict=True):
+        assert after.isfinite().all()
+        assert (after != old).all()

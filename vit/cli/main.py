@@ -9,7 +9,8 @@ import re
 import sys
 from collections.abc import Callable
 
-from vit.errors import ConfigError, VitError, display_path
+from vit.errors import ConfigError, VitError, display_path, is_out_of_memory
+from vit.signals import Stop
 
 COMMANDS = (
     "train",
@@ -76,6 +77,8 @@ def main(argv: list[str]) -> int:
         return _fail(_own_words(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except Stop as stop:
+        return _fail("interrupted" if stop.number == 2 else "terminated", 128 + stop.number)
     except BrokenPipeError:
         _discard_output()
         return 0
@@ -171,7 +174,7 @@ def _in_words(error: Exception) -> str:
         if "bus error" in str(error).lower() or "shared memory" in str(error).lower():
             return f"{told}; /dev/shm is too small for its batches: lower data.workers, 0 does without"
         return f"{told}; if memory ran out, lower data.workers or data.batch_size; --resume goes on with the run"
-    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
+    if is_out_of_memory(error):
         return "out of memory; lower data.batch_size, or set train.checkpointing true"
     if isinstance(error, OSError) and error.errno is not None:
         reason = "no space left on the disk" if error.errno == errno.ENOSPC else (error.strerror or "").lower()

@@ -23,6 +23,7 @@ def quiet_lightning() -> None:
         ".*lr_scheduler.step.*optimizer.step.*",
         ".*isn't a directory to save.*",
         ".*LeafSpec.*",
+        ".*your dataloader is not resumable.*",  # ours begin at the place by themselves
         ".*IterableDataset. has .__len__. defined.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -1,9 +1,13 @@
 """`vit train DATA`."""
 
 import contextlib
+import json
 import logging
+import multiprocessing
 import os
-from collections.abc import Iterator
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from operator import attrgetter
@@ -13,6 +17,7 @@ from typing import Any
 from vit.cli.config import compose, config_parser, leaf_keys, to_yaml
 from vit.errors import ConfigError, Interrupted, display_path
 from vit.files import read_json, write_text
+from vit.signals import signals
 from vit.tasks.config import Config
 
 log = logging.getLogger("vit")
@@ -29,7 +34,7 @@ Train a Vision Transformer on a folder of pictures, or, by --task, a model of wo
                   --task translate: two columns, from text to text
   --config FILE   YAML with settings; can stand several times, later ones win
   --out RUN       folder to write to (default: runs/ and the name of DATA and the time)
-  --resume        go on with the run in --out from its last checkpoint, with its settings and its pictures
+  --resume        go on with the run in --out from its last checkpoint, at the very step, with its settings and pictures
   --print-config  show the settings that would be used, and end
   --part.key VALUE  one setting; wins over every file
 
@@ -42,6 +47,19 @@ def main(argv: list[str]) -> int:
     if "-h" in argv or "--help" in argv:
         print(USAGE + _settings_help())
         return 0
+    with signals.caught():
+        try:
+            return _main(argv)
+        except Interrupted as error:
+            if error.exit_code == 128 + _REQUEUE and os.environ.get("SLURM_PROCID", "0") == "0":
+                _requeue()
+            raise
+        finally:
+            for process in multiprocessing.active_children():
+                process.kill()  # workers end by themselves, but for one that hangs
+
+
+def _main(argv: list[str]) -> int:
     words, files, data, out, resume, show = [], [], [], None, False, False
     rest = iter(argv)
     for word in rest:
@@ -62,8 +80,10 @@ def main(argv: list[str]) -> int:
             words += [word] if equals else [word, *islice(rest, 1)]  # compose tells of a missing value
         else:
             data.append(word)
+    resume = resume or _requeued(out)
+    changes: list[str] = []
     if resume:
-        config = _resumed_config(out, files, words)
+        config, changes = _resumed_config(out, files, words)
     else:
         config = compose(files, words)
     if show:
@@ -76,25 +96,31 @@ def main(argv: list[str]) -> int:
     if config.task != "classify":
         from vit.cli.train_words import train_words
 
-        return train_words(data[0] if data else None, config, out=out, resume=resume)
-    return train(data[0] if data else None, config, out=out, resume=resume)
+        return train_words(data[0] if data else None, config, out=out, resume=resume, changes=changes)
+    return train(data[0] if data else None, config, out=out, resume=resume, changes=changes)
 
 
-def train(data: str | None, config: Config, *, out: str | None = None, resume: bool = False) -> int:
+def train(
+    data: str | None, config: Config, *, out: str | None = None, resume: bool = False, changes: Sequence[str] = ()
+) -> int:
     """Train on a folder of pictures; everything about the run ends up in `out`. Returns the exit code.
 
-    With `resume`, the pictures are those of the run's split.csv. Raises Interrupted after a signal.
+    With `resume`, the pictures are those of the run's split.csv, and `changes` are the settings that are others now.
+    Raises Interrupted after a signal.
     """
-    from vit.data.folders import list_training
+    from vit.data.folders import list_training, read_split
 
     run = run_folder(data, out, resume, config)
     shares = {"val_fraction": config.data.val_fraction, "test_fraction": config.data.test_fraction}
     source = _resumed_data(run) if resume else data or ""
-    listing = list_training(source, **shares, seed=config.train.seed)
-    if resume and data is not None and isinstance(source, Path):
-        _check_same_data(Path(data), listing.splits["train"][0].path)
+    if resume and isinstance(source, Path):
+        listing = read_split(source, json.loads((run / "classes.json").read_text(encoding="utf-8")))
+        if data is not None:
+            _check_same_data(Path(data), listing.splits["train"][0].path)
+    else:
+        listing = list_training(source, **shares, seed=config.train.seed)
     # Lightning takes eight seconds to import: only once the settings and the folder are known to be good.
-    from vit.cli.quiet import quiet_lightning, signals_as_errors
+    from vit.cli.quiet import quiet_lightning
 
     quiet_lightning()
     import lightning as L
@@ -104,12 +130,10 @@ def train(data: str | None, config: Config, *, out: str | None = None, resume: b
     from vit.tasks.optim import check_optimizer
     from vit.tasks.run import (
         describe_folder,
-        export,
         fit,
         make_network,
         make_task,
         make_trainer,
-        prepare_folder,
         set_up,
     )
     from vit.tasks.tune import fit_head, run_knn, run_probe
@@ -119,12 +143,15 @@ def train(data: str | None, config: Config, *, out: str | None = None, resume: b
     trainer = make_trainer(setup.config, run)
     L.seed_everything(config.train.seed, workers=True, verbose=False)
     first = trainer.is_global_zero
-    if first and not resume:
-        prepare_folder(run)
-        describe_folder(setup, run, to_yaml(setup.config))
-    elif first:
-        write_text(run / "config.yaml", to_yaml(setup.config))
-    with log_file(run) if first else contextlib.nullcontext():
+    with folder_of(run, resume) if first else contextlib.nullcontext():
+        if first and not resume:
+            describe_folder(setup, run, to_yaml(setup.config))
+        elif first:
+            write_text(run / "config.yaml", to_yaml(setup.config))
+            shards = not isinstance(source, Path)
+            pictures = [sample.path for samples in listing.splits.values() for sample in samples]
+            tell_changes(changes, [] if shards else pictures, run / "split.csv")
+        signals.check()
         network = make_network(setup)
         if first:
             before_training(setup, network, run, samples_per_step(setup.config, trainer))
@@ -136,32 +163,31 @@ def train(data: str | None, config: Config, *, out: str | None = None, resume: b
             log.info("head       fitted on the pictures' features first")
             fit_head(network, setup, to_go_on=True)
         task = make_task(setup, network)
-        try:
-            with signals_as_errors():
-                fit(setup, run, trainer, task, resume=run / "checkpoints" / "last.ckpt" if resume else None)
-        except Interrupted:
-            if first and (run / "checkpoints" / "last.ckpt").is_file():
-                export(run)
-            raise
+        fit(setup, run, trainer, task, resume=run / LAST if resume else None)
         if first:
             after_training(setup, task, run)
     return 0
 
 
 _FREE = {f"train.{name}" for name in ("epochs", "accelerator", "devices", "nodes", "strategy", "compile", "patience")}
-_FREE |= {"train.checkpointing", "data.workers", "data.max_pixels"}
+_FREE |= {f"train.{name}" for name in ("checkpointing", "save_minutes", "save_steps", "keep", "on_nan", "nan_limit")}
+_FREE |= {"data.workers", "data.max_pixels", "data.timeout"}
 
+LAST = Path("checkpoints", "last.ckpt")
 
 _RATES = ("lr", "layer_decay")
 
 
-def _resumed_config(out: str | None, files: list[str], words: list[str]) -> Config:
-    """The run's own settings, with those changed that leave its numbers what they are. Refuses all others."""
+def _resumed_config(out: str | None, files: list[str], words: list[str]) -> tuple[Config, list[str]]:
+    """The run's own settings, with those changed that leave its numbers what they are, and which those are.
+
+    Refuses all others.
+    """
     if out is None:
         raise ConfigError("--resume needs --out RUN, the folder of the run to continue")
     run = Path(out)
-    if not (run / "checkpoints" / "last.ckpt").is_file():
-        raise ConfigError(f"--resume: {display_path(run)} holds no checkpoints/last.ckpt to continue from")
+    if not _has_checkpoint(run):
+        raise ConfigError(f"--resume: {display_path(run)} holds no {LAST} to continue from")
     before = compose([str(run / "config.yaml")], [])
     after = compose([str(run / "config.yaml"), *files], words)
     # what the run settled for itself may be left open still in the files it came from
@@ -174,11 +200,52 @@ def _resumed_config(out: str | None, files: list[str], words: list[str]) -> Conf
     after = replace(
         after, model=model, train=replace(after.train, precision=precision), optim=replace(after.optim, **rates)
     )
-    for key in leaf_keys():
-        old, new = attrgetter(key)(before), attrgetter(key)(after)
-        if old != new and key not in _FREE:
-            raise ConfigError(f"--resume: {key} is {old} in the run and {new} now; leave it out, or start a new run")
-    return after
+    pairs = {key: (attrgetter(key)(before), attrgetter(key)(after)) for key in leaf_keys()}
+    changed = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    refused = [f"{key} is {old} in the run and {new} now" for key, (old, new) in changed.items() if key not in _FREE]
+    if refused:
+        them = "it" if len(refused) == 1 else "them"
+        raise ConfigError(f"--resume: {', '.join(refused)}; leave {them} out, or start a new run")
+    return after, [f"{key} is {new}, it was {old}" for key, (old, new) in changed.items()]
+
+
+def _has_checkpoint(run: Path) -> bool:
+    return any(run.joinpath(LAST).parent.glob(f"{LAST.stem}*{LAST.suffix}"))
+
+
+def tell_changes(changes: Sequence[str], files: Sequence[str], since: Path) -> None:
+    """What is not as it was when the run began: settings, and of `files` how many are gone or newer than `since`."""
+    for change in changes:
+        log.info("changed    %s", change)
+    began, gone, newer = since.stat().st_mtime, 0, 0
+    for file in files:
+        try:
+            newer += os.stat(file).st_mtime > began
+        except OSError:
+            gone += 1
+    if gone or newer:
+        log.info("changed    of %d pictures, %d are gone and %d newer than the run", len(files), gone, newer)
+
+
+_REQUEUE = getattr(signal, "SIGUSR1", 0)
+
+
+def _requeued(out: str | None) -> bool:
+    """Whether SLURM has started this job again, which then goes on with its run."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and out is not None and _has_checkpoint(Path(out))
+
+
+def _requeue() -> None:
+    """Ask SLURM to start this job again; it has warned of the end of its time."""
+    job = os.environ["SLURM_JOB_ID"]
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+        reason = done.stderr.strip() if done.returncode else ""
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+    log.info("requeued   job %s%s", job, f": scontrol says: {display_path(reason)}" if reason else "")
 
 
 def _resumed_data(run: Path) -> str | Path:
@@ -210,6 +277,27 @@ def run_folder(data: str | None, out: str | None, resume: bool, config: Config) 
     run = Path("runs") / f"{name}-{datetime.now():%Y-%m-%d-%H%M%S}"
     os.environ[_CHOSEN] = str(run)  # for the processes that Lightning starts for further devices
     return run
+
+
+@contextlib.contextmanager
+def folder_of(run: Path, resume: bool) -> Iterator[None]:
+    """The run's folder, new or to go on in, held against other processes, with its log.
+
+    Raises ConfigError where another run is in it, or, of a new run, anything at all.
+    """
+    from vit.tasks.lock import LOCK, locked
+    from vit.tasks.run import prepare_folder
+
+    new = not resume and not (run / LOCK).exists()
+    if new:
+        prepare_folder(run)
+    with locked(run):
+        if not resume and not new:  # a run that was killed has left its lock
+            prepare_folder(run)
+        for half in run.glob("**/.*.part"):  # of a file that was being written when a process was killed
+            half.unlink()
+        with log_file(run):
+            yield
 
 
 @contextlib.contextmanager

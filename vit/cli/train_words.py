@@ -4,13 +4,16 @@ import contextlib
 import csv
 import json
 import logging
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit.cli.config import to_yaml
-from vit.cli.train import log_file, run_folder
-from vit.errors import ConfigError, Interrupted, display_path
+from vit.cli.train import LAST, folder_of, run_folder, tell_changes
+from vit.errors import ConfigError, display_path
 from vit.files import write_text
+from vit.signals import signals
 from vit.tasks.config import Config
 
 if TYPE_CHECKING:
@@ -20,21 +23,24 @@ if TYPE_CHECKING:
 log = logging.getLogger("vit")
 
 
-def train_words(data: str | None, config: Config, *, out: str | None = None, resume: bool = False) -> int:
+def train_words(
+    data: str | None, config: Config, *, out: str | None = None, resume: bool = False, changes: Sequence[str] = ()
+) -> int:
     """Train a model of words; everything about the run ends up in `out`. Returns the exit code.
 
-    With `resume`, DATA is that of the run's data.json, and must be what it was. Raises Interrupted after a signal.
+    With `resume`, DATA is that of the run's data.json, and must be what it was, and `changes` are the settings that are
+    others now. Raises Interrupted after a signal.
     """
     run = run_folder(data, out, resume, config)
     before = json.loads((run / "data.json").read_text(encoding="utf-8")) if resume else {}
-    from vit.cli.quiet import quiet_lightning, signals_as_errors
+    from vit.cli.quiet import quiet_lightning
 
     quiet_lightning()
     import lightning as L
 
     from vit.tasks.base import samples_per_step
     from vit.tasks.optim import check_optimizer
-    from vit.tasks.run import environment, export, make_trainer, prepare_folder
+    from vit.tasks.run import environment, export, make_trainer, train_on
     from vit.tasks.words import read_words, set_up_words
 
     check_optimizer(config.optim.name)
@@ -46,28 +52,22 @@ def train_words(data: str | None, config: Config, *, out: str | None = None, res
     setup = set_up_words(words, config, tokenizer=_tokenizer_of(run) if resume else None)
     trainer = make_trainer(setup.config, run)
     first = trainer.is_global_zero
-    if first and not resume:
-        prepare_folder(run)
-        counts = {split: len(texts) for split, texts in words.texts.items()}
-        facts = {"path": path, "sha256": words.fingerprint(), "samples": counts, "left_out": words.notes}
-        write_text(run / "data.json", json.dumps(facts, indent=1) + "\n")
-        write_text(run / "tokenizer.json", setup.tokenizer.to_json() + "\n")
-        write_text(run / "environment.json", json.dumps(environment(), indent=1) + "\n")
-        if config.task == "fuse":
-            write_text(run / "classes.json", json.dumps(setup.task.classes, indent=1) + "\n")
-    if first:
-        write_text(run / "config.yaml", to_yaml(setup.config))
-    with log_file(run) if first else contextlib.nullcontext():
+    with folder_of(run, resume) if first else contextlib.nullcontext():
+        if first and not resume:
+            counts = {split: len(texts) for split, texts in words.texts.items()}
+            facts = {"path": path, "sha256": words.fingerprint(), "samples": counts, "left_out": words.notes}
+            write_text(run / "data.json", json.dumps(facts, indent=1) + "\n")
+            write_text(run / "tokenizer.json", setup.tokenizer.to_json() + "\n")
+            write_text(run / "environment.json", json.dumps(environment(), indent=1) + "\n")
+            if config.task == "fuse":
+                write_text(run / "classes.json", json.dumps(setup.task.classes, indent=1) + "\n")
+        elif first:
+            tell_changes(changes, list(chain.from_iterable(words.images.values())), run / "data.json")
+        signals.check()
         if first:
+            write_text(run / "config.yaml", to_yaml(setup.config))
             _before(path, words, setup, run, samples_per_step(setup.config, trainer))
-        try:
-            with signals_as_errors():
-                last = run / "checkpoints" / "last.ckpt" if resume else None
-                trainer.fit(setup.task, datamodule=setup.data, ckpt_path=last, weights_only=True)
-        except Interrupted:
-            if first and (run / "checkpoints" / "last.ckpt").is_file():
-                export(run)
-            raise
+        train_on(setup.task, setup.data, trainer, run, resume=run / LAST if resume else None)
         if first:
             export(run)
             _after(setup, run)

@@ -61,6 +61,8 @@ class DataConfig:
     """pictures per device and step"""
     workers: int = -1
     """processes that decode pictures; -1 shares the cores among devices (at most 8 each), 0 uses the main process"""
+    timeout: int = 600
+    """seconds after which processes that give no picture end the run; 0 waits for ever"""
     val_fraction: float = 0.2
     """share of each class held out for validation when DATA has no val folder"""
     test_fraction: float = 0.0
@@ -91,6 +93,7 @@ class DataConfig:
         require(self.cache_side >= 0, "data.cache_side", self.cache_side, "must be 0 (automatic) or a number of pixels")
         require(self.batch_size >= 1, "data.batch_size", self.batch_size, "must be at least 1")
         require(self.workers >= -1, "data.workers", self.workers, "must be -1 (automatic), 0 or more")
+        require(self.timeout >= 0, "data.timeout", self.timeout, "must be 0 (never) or a number of seconds")
         require(0 < self.val_fraction < 1, "data.val_fraction", self.val_fraction, "must be between 0 and 1")
         require(0 <= self.test_fraction < 1, "data.test_fraction", self.test_fraction, "must be in [0, 1)")
         require(

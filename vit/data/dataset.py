@@ -1,11 +1,13 @@
 """Picture files to batches: a broken picture is named in its batch, never raised and never replaced by another."""
 
+import ctypes
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,10 +21,13 @@ from vit.data.folders import SHARDS, Sample
 from vit.data.normalise import as_tensor
 from vit.data.sampling import Draw, ExactSampler, draw_seed
 from vit.data.transforms import EvaluationTransform
-from vit.errors import UnreadableImage
+from vit.errors import DataError, UnreadableImage
+from vit.signals import signals
 
 if TYPE_CHECKING:  # albumentations takes a second to import, and evaluation does without
     from vit.data.augment import TrainingTransform
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +223,47 @@ def worker_count(workers: int, processes: int = 1) -> int:
     return max(1, min(cores // processes, 8))
 
 
+def patient(iterator: Iterator[Item]) -> Iterator[Item]:
+    """The batches of a loader's iterator, between which a signal may end the run.
+
+    Raises DataError where the processes that read pictures gave nothing for `data.timeout` seconds, and ends them.
+    """
+    while True:
+        with signals.waiting():
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader timed out" not in str(error):
+                    raise
+                workers = list(getattr(iterator, "_workers", []))
+                told = ", ".join(f"{worker.pid}{_state(worker.pid)}" for worker in workers)
+                for worker in workers:
+                    worker.kill()  # it would not end when it is asked to
+                raise DataError(
+                    f"the processes that read pictures (pid {told}) gave nothing for {iterator._timeout} seconds; "  # type: ignore[attr-defined]
+                    "look at the disk they read from, raise data.timeout, or set data.workers 0; --resume goes on"
+                ) from error
+        yield batch
+
+
+def _state(pid: int) -> str:
+    """In words, a process that cannot go on by itself; Linux alone tells."""
+    try:
+        letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+    return {"T": " stopped", "D": " waiting for a disk"}.get(letter, "")
+
+
+class Loader(DataLoader[Any]):
+    """torch's loader, with `patient` iterators."""
+
+    def __iter__(self) -> Any:
+        return patient(super().__iter__())
+
+
 def image_loader(
     dataset: ImageDataset,
     sampler: Sampler[Draw],
@@ -226,14 +272,19 @@ def image_loader(
     workers: int,
     pin_memory: bool = False,
     drop_last: bool = False,
+    timeout: int = 0,
 ) -> "DataLoader[Batch]":
-    """A loader of `Batch` in the sampler's order; `workers` as in `worker_count`, never more than there are batches."""
+    """A loader of `Batch` in the sampler's order; `workers` as in `worker_count`, never more than there are batches.
+
+    Workers that give nothing for `timeout` seconds end it; 0 waits for ever.
+    """
     workers = min(worker_count(workers), -(-len(sampler) // batch_size))  # type: ignore[arg-type]
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]
+    return Loader(
+        dataset,
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,
+        timeout=timeout if workers else 0,
         collate_fn=collate,
         pin_memory=pin_memory,
         drop_last=drop_last,
@@ -260,8 +311,14 @@ def evaluation_loader(
 
 
 def start_worker(worker: int) -> None:
-    """Keep a worker process to one core, and let the main process alone answer Ctrl-C."""
+    """Keep a worker process to one core, and let the main process alone answer signals: it tells when to end.
+
+    On Linux a worker dies with the main process, however that ends.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `timeout` and schedulers signal the whole group
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     torch.set_num_threads(1)
     if "cv2" in sys.modules:  # OpenCV would start a thread for every core; evaluation does without OpenCV
         sys.modules["cv2"].setNumThreads(0)

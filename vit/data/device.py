@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vit.data.augment import TrainingTransform
-from vit.data.dataset import Batch, ImageDataset
+from vit.data.dataset import Batch, ImageDataset, patient
 from vit.data.decode import Copy
 from vit.data.device_policy import DevicePolicy
 from vit.data.normalise import as_tensor
@@ -54,9 +54,13 @@ class DeviceLoader:
         return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
+        return patient(self._batches())
+
+    def _batches(self) -> Iterator[Batch]:
         images = self._loaded()
         indices, copies = self.sampler.order()
-        ends = range(self.batch_size, len(self) * self.batch_size + 1, self.batch_size)
+        first = getattr(self.sampler, "start", 0) // self.batch_size + 1
+        ends = range(first * self.batch_size, len(self) * self.batch_size + 1, self.batch_size)
         with ThreadPoolExecutor(1) as ahead:  # views are drawn while the device works on the batch before
             waiting = None
             for end in [*ends, None]:

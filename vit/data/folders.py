@@ -13,9 +13,19 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from vit.data.layouts import SPLIT_NAMES, UNSPLIT, Found, LeftOut, entries, find_pictures, is_picture, is_shards, walk
+from vit.data.tables import fault, read_rows, text_of
 from vit.errors import DataError, display_path
 
-__all__ = ["LeftOut", "Listing", "Sample", "find_images", "list_evaluation", "list_training", "write_split"]
+__all__ = [
+    "LeftOut",
+    "Listing",
+    "Sample",
+    "find_images",
+    "list_evaluation",
+    "list_training",
+    "read_split",
+    "write_split",
+]
 
 
 SHARDS = "shards:"
@@ -112,6 +122,24 @@ def write_split(listing: Listing, path: str | os.PathLike[str]) -> None:
         writer.writerow(["split", "class", "path"])
         for split, samples in listing.splits.items():
             writer.writerows([split, listing.classes[sample.label], sample.path] for sample in samples)
+
+
+def read_split(path: str | os.PathLike[str], classes: Sequence[str]) -> Listing:
+    """What `write_split` wrote, each picture at its place, those as well that are gone since: draws go by the place.
+
+    Raises DataError for what is no such list, or knows other classes.
+    """
+    name, labels = os.fspath(path), {name: label for label, name in enumerate(classes)}
+    splits: dict[str, list[Sample]] = {}
+    for line, row in read_rows(name):
+        label, split = text_of(row, ("class",), name, line), text_of(row, ("split",), name, line)
+        if label not in labels or split not in ("train", "val", "test"):
+            raise fault(name, line, f"no class {label!r}, or no split {split!r}")
+        file = os.path.join(os.path.dirname(name), text_of(row, ("path",), name, line))
+        splits.setdefault(split, []).append(Sample(file, labels[label]))
+    if "train" not in splits:
+        raise DataError(f"{display_path(name)}: no pictures to train on")
+    return Listing(os.path.dirname(name), tuple(classes), splits)
 
 
 def find_images(paths: Iterable[str]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Batches as Lightning's data modules: of image folders here, of words in `vit.data.word_module`."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import lightning as L
 import torch
@@ -13,11 +14,18 @@ from vit.data.folders import Listing, Sample
 from vit.data.sampling import EpochSampler, ExactSampler
 from vit.data.shards import ShardListing
 from vit.data.transforms import EvaluationTransform
-from vit.errors import DataError, display_path
+from vit.errors import ConfigError, DataError, display_path
 
 if TYPE_CHECKING:  # imports albumentations
     from vit.data.augment import TrainingTransform
     from vit.data.device import DeviceLoader
+
+
+def place_of(trainer: L.Trainer) -> tuple[int, int]:
+    """Epochs that are through, and batches of the next one that are done; when all are, validation may not be."""
+    progress = trainer.fit_loop.epoch_progress.current
+    within = progress.started > progress.processed
+    return progress.processed, trainer.fit_loop.epoch_loop.batch_progress.current.completed if within else 0
 
 
 class EpochData(L.LightningDataModule):
@@ -26,31 +34,40 @@ class EpochData(L.LightningDataModule):
     The samplers share the samples out among the devices themselves: give the Trainer
     `use_distributed_sampler=False`, else Lightning wraps them, and evaluation would count samples twice.
     Lightning calls `set_epoch` of the training sampler before every epoch, which is too late for the first one after a
-    resume: by then the workers have drawn from the sampler. So the epoch to go on with is saved in the checkpoint, as
+    resume: by then the workers have drawn from the sampler. So the place to go on from is saved in the checkpoint, as
     this module's state, and the sampler starts with it.
     """
 
     def __init__(self, data: DataConfig, seed: int) -> None:
         super().__init__()
         self._data, self._seed = data, seed
-        self._epoch = 0
+        self._epoch = self._batch = 0
         self._reserved = 0
         """bytes of memory that caches may come to take"""
 
-    def state_dict(self) -> dict[str, Any]:
-        """`epoch`: how many epochs are through, so the number of the one to go on with; Lightning saves this."""
-        if self.trainer is None:
-            return {"epoch": self._epoch}
-        loop = self.trainer.fit_loop
-        current = loop.epoch_progress.current
-        # A checkpoint may be written when the epoch's last batch is done and the epoch itself is not.
-        unfinished = current.started > current.processed
-        last_done = unfinished and loop.epoch_loop.batch_progress.is_last_batch
-        return {"epoch": current.processed + int(last_done)}
+    def state_dict(self) -> dict[str, int]:
+        """How many epochs are through, how many batches of the next one, and on how many devices; Lightning saves it.
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on as the checkpoint says; Lightning calls this before it asks for a loader."""
-        self._epoch = state_dict["epoch"]
+        That holds between two steps, and nothing is saved within one.
+        """
+        epoch, batch = (self._epoch, self._batch) if self.trainer is None else place_of(self.trainer)
+        return {"epoch": epoch, "batch": batch, "world": self._place()[1]}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on as the checkpoint says; Lightning calls this before it asks for a loader.
+
+        Raises ConfigError within an epoch that other devices began: they share its samples out in another way.
+        """
+        self._epoch, self._batch = state_dict["epoch"], state_dict.get("batch", 0)
+        before, now = state_dict.get("world", 1), self._place()[1]
+        if self._batch and before != now:
+            raise ConfigError(
+                f"--resume: the run stopped within an epoch on {before} devices, not {now}; end the epoch on {before}"
+            )
+
+    def names(self, indices: Sequence[int]) -> list[str]:
+        """What the training samples of these places are called."""
+        raise NotImplementedError
 
     def _place(self) -> tuple[int, int]:
         """This process's rank and the number of processes; 0 of 1 outside a Trainer."""
@@ -98,7 +115,7 @@ class ImageFolderData(EpochData):
             rank=rank,
             world=world,
         )
-        sampler.set_epoch(self._epoch)
+        sampler.start_at(self._epoch, self._batch * self._data.batch_size)
         dataset = ImageDataset(samples, transform, seed=self._seed, max_pixels=self._data.max_pixels)
         self._keep(dataset, "train")
         if self._data.cache == "device":
@@ -110,7 +127,12 @@ class ImageFolderData(EpochData):
             workers=self._workers(),
             pin_memory=self._on_cuda(),
             drop_last=len(sampler) >= self._data.batch_size,
+            timeout=self._data.timeout,
         )
+
+    def names(self, indices: Sequence[int]) -> list[str]:
+        """The paths of training pictures."""
+        return [display_path(self.listing.splits["train"][index].path) for index in indices]
 
     def val_dataloader(self) -> "DataLoader[Batch] | DeviceLoader":
         """Every validation picture once over all devices."""
@@ -139,6 +161,7 @@ class ImageFolderData(EpochData):
             batch_size=self._data.batch_size,
             workers=self._workers(),
             pin_memory=self._on_cuda(),
+            timeout=self._data.timeout,
         )
 
     def _stream(self, listing: ShardListing, transform: "TrainingTransform") -> "DataLoader[Batch]":
@@ -150,7 +173,9 @@ class ImageFolderData(EpochData):
             batch_size=self._data.batch_size,
             workers=self._workers(),
             epoch=self._epoch,
+            batch=self._batch,
             pin_memory=self._on_cuda(),
+            timeout=self._data.timeout,
         )
 
     def _on_device(

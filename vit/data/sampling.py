@@ -75,6 +75,8 @@ class EpochSampler(Sampler[Draw]):
         self._members = _members(np.asarray(labels, dtype=np.int64)) if balanced else []
         self._seed, self._repeats, self._rank, self._world = seed, repeats, rank, world
         self._epoch = 0
+        self.start = 0
+        """draws of this epoch that are left out, since a run that goes on has seen them"""
 
     @property
     def epoch(self) -> int:
@@ -83,18 +85,30 @@ class EpochSampler(Sampler[Draw]):
 
     def set_epoch(self, epoch: int) -> None:
         """Take the order of `epoch`; Lightning calls this before every training epoch."""
-        self._epoch = epoch
+        if epoch != self._epoch:
+            self._epoch, self.start = epoch, 0
+
+    def start_at(self, epoch: int, draws: int) -> None:
+        """Take the order of `epoch`, and in it begin behind its first `draws`; `len` stays that of the whole epoch."""
+        self._epoch, self.start = epoch, draws
 
     def __len__(self) -> int:
         total = self._pictures() * self._repeats
         return max(total // self._world, min(total, 1))
 
     def __iter__(self) -> Iterator[Draw]:
-        indices, copies = self.order()
-        return (Draw(self._epoch, index, copy) for index, copy in zip(indices.tolist(), copies.tolist(), strict=True))
+        return self._draws(self.start)
+
+    def whole(self) -> Iterator[Draw]:
+        """All draws of the epoch, wherever it begins."""
+        return self._draws(0)
+
+    def _draws(self, start: int) -> Iterator[Draw]:
+        indices, copies = (part[start:].tolist() for part in self.order())
+        return (Draw(self._epoch, index, copy) for index, copy in zip(indices, copies, strict=True))
 
     def order(self) -> tuple[np.ndarray, np.ndarray]:
-        """The epoch's draws: indices and copies, int64 [len(self)] each."""
+        """All draws of the epoch: indices and copies, int64 [len(self)] each."""
         rng = np.random.default_rng((self._seed, self._epoch))
         count = self._pictures()
         order = _balanced(self._members, count, rng) if self._members else rng.permutation(self._length)[:count]

@@ -3,12 +3,13 @@
 Imports LitData, which takes seconds: only who streams imports this.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from litdata import StreamingDataLoader, StreamingDataset
 
 from vit.data.augment import TrainingTransform
-from vit.data.dataset import Failed, Loaded, collate, start_worker, worker_count
+from vit.data.dataset import Batch, Failed, Loaded, collate, patient, start_worker, worker_count
 from vit.data.sampling import draw_seed
 from vit.data.shards import loaded, unreadable
 
@@ -30,18 +31,47 @@ class ShardStream(StreamingDataset):
 
 
 class ShardLoader(StreamingDataLoader):
-    """Batches of a stream, from `epoch` on. Its `state_dict` resumes it within an epoch, to the sample."""
+    """Batches of a stream, from batch `batch` of `epoch` on."""
 
     def __init__(
-        self, stream: ShardStream, *, batch_size: int, workers: int, epoch: int = 0, pin_memory: bool = False
+        self,
+        stream: ShardStream,
+        *,
+        batch_size: int,
+        workers: int,
+        epoch: int = 0,
+        batch: int = 0,
+        pin_memory: bool = False,
+        timeout: int = 0,
     ) -> None:
+        workers = worker_count(workers)
         super().__init__(
             stream,
             batch_size=batch_size,
-            num_workers=worker_count(workers),
+            num_workers=workers,
             collate_fn=collate,
             pin_memory=pin_memory,
             drop_last=len(stream) >= batch_size,
             worker_init_fn=start_worker,
+            timeout=timeout if workers else 0,
         )
         self.current_epoch = epoch
+        if batch:
+            self._begin_at(epoch + 1, batch)  # this engine counts epochs from 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        return patient(super().__iter__())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the place is that of the run, since what the engine counts is what was fetched."""
+        return {}
+
+    def _begin_at(self, epoch: int, batch: int) -> None:
+        assert self.batch_size
+        seen = batch * self.batch_size
+        self.dataset.set_epoch(epoch)
+        state = self.dataset.state_dict(seen, self.num_workers, self.batch_size)
+        latest = (batch - 1) % max(1, self.num_workers)
+        self.load_state_dict(
+            {"dataset": state, "current_epoch": epoch, "num_samples_yielded": seen, "latest_worker_idx": latest}
+        )

@@ -1,12 +1,14 @@
 """Words as Lightning's data module."""
 
+from collections.abc import Sequence
+
 from torch.utils.data import DataLoader
 
 from vit.data.config import DataConfig
 from vit.data.module import EpochData
 from vit.data.sampling import EpochSampler, ExactSampler
 from vit.data.words import WindowDataset, WordBatch, WordDataset, word_loader
-from vit.errors import DataError
+from vit.errors import DataError, display_path
 
 
 class WordsData(EpochData):
@@ -23,7 +25,7 @@ class WordsData(EpochData):
         self._keep_pictures(self.train, "train")
         rank, world = self._place()
         sampler = EpochSampler(range(len(self.train)), seed=self._seed, rank=rank, world=world)
-        sampler.set_epoch(self._epoch)
+        sampler.start_at(self._epoch, self._batch * self._data.batch_size)
         return word_loader(
             self.train,
             sampler,
@@ -33,6 +35,7 @@ class WordsData(EpochData):
             bucketed=isinstance(self.train, WordDataset),
             drop_last=len(sampler) >= self._data.batch_size,
             seed=self._seed,
+            timeout=self._data.timeout,
         )
 
     def val_dataloader(self) -> "DataLoader[WordBatch]":
@@ -48,7 +51,13 @@ class WordsData(EpochData):
             batch_size=self._data.batch_size,
             workers=self._workers_for(self.val),
             pin_memory=self._on_cuda(),
+            timeout=self._data.timeout,
         )
+
+    def names(self, indices: Sequence[int]) -> list[str]:
+        """The paths of training pictures; samples without one by number."""
+        images = self.train.images if isinstance(self.train, WordDataset) else None
+        return [f"sample {i}" if images is None else display_path(images.path(i)) for i in indices]
 
     def _keep_pictures(self, dataset: WordDataset | WindowDataset, name: str) -> None:
         if isinstance(dataset, WordDataset) and dataset.images is not None:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vit.data.dataset import ImageDataset, Loaded, start_worker, worker_count
-from vit.data.sampling import Draw, draw_seed
+from vit.data.dataset import ImageDataset, Loaded, Loader, start_worker, worker_count
+from vit.data.sampling import Draw, EpochSampler, draw_seed
 
 
 class Texts:
@@ -213,27 +213,33 @@ class LengthBatches(Sampler[list[Draw]]):
     WINDOW = 32  # batches
 
     def __init__(
-        self, sampler: Sampler[Draw], length: Callable[[Draw], int], batch_size: int, *, seed: int, drop_last: bool
+        self, sampler: EpochSampler, length: Callable[[Draw], int], batch_size: int, *, seed: int, drop_last: bool
     ) -> None:
         self.sampler = sampler  # Lightning sets its epoch
         self.batch_size, self.drop_last = batch_size, drop_last
         self._length, self._seed = length, seed
 
     def __len__(self) -> int:
-        count = len(self.sampler)  # type: ignore[arg-type]
+        count = len(self.sampler)
         return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        draws = list(self.sampler)
+        draws = list(self.sampler.whole())  # which batch a draw is in goes by all of them
         if self.drop_last:
             draws = draws[: len(self) * self.batch_size]
         rng = np.random.default_rng((self._seed, draws[0].epoch if draws else 0))
         window = self.WINDOW * self.batch_size
+        done = self.sampler.start // self.batch_size
         for start in range(0, len(draws), window):
+            order = rng.permutation(-(-len(draws[start : start + window]) // self.batch_size))
+            if done >= len(order):
+                done -= len(order)
+                continue
             part = sorted(draws[start : start + window], key=self._length)
             batches = [part[i : i + self.batch_size] for i in range(0, len(part), self.batch_size)]
-            for place in rng.permutation(len(batches)):
+            for place in order[done:]:
                 yield batches[place]
+            done = 0
 
 
 def word_loader(
@@ -246,23 +252,26 @@ def word_loader(
     bucketed: bool = False,
     drop_last: bool = False,
     seed: int = 0,
+    timeout: int = 0,
 ) -> "DataLoader[WordBatch]":
     """A loader of `WordBatch`; `bucketed` puts texts of like length together, else the sampler's order holds."""
     count = len(sampler)  # type: ignore[arg-type]
     workers = min(worker_count(workers), -(-count // batch_size))
     shared: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory, "persistent_workers": workers > 0}
+    shared["timeout"] = timeout if workers else 0
     if bucketed:
         assert isinstance(dataset, WordDataset)
+        assert isinstance(sampler, EpochSampler)
         batches = LengthBatches(sampler, dataset.length, batch_size, seed=seed, drop_last=drop_last)
-        return DataLoader(
-            dataset,  # type: ignore[arg-type]
+        return Loader(
+            dataset,
             batch_sampler=batches,
             collate_fn=collate_words,
             worker_init_fn=start_worker,
             **shared,
         )
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]
+    return Loader(
+        dataset,
         batch_size=batch_size,
         sampler=sampler,
         drop_last=drop_last,

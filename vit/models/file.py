@@ -8,6 +8,8 @@ them under `ema.`. Loading runs no code: safetensors has none, and Lightning che
 
 import hashlib
 import json
+import os
+import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -144,29 +146,70 @@ def _read_safetensors(path: Path) -> ModelFile:
     return _from_header(json.loads(metadata["vit"]), raw, ema or None, path)
 
 
+_SEAL = b"vit sha256 "
+_SEALED = len(_SEAL) + 64
+
+
+def seal(path: Path) -> None:
+    """Give a file that torch saved a SHA-256 of all that is in it, as the comment that zip files may end with.
+
+    In the file itself, so that no crash can part the two.
+    """
+    with path.open("rb+") as file:
+        file.seek(-2, os.SEEK_END)
+        file.write(struct.pack("<H", _SEALED))  # the comment's length is the last thing before it
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256")
+        file.seek(0, os.SEEK_END)
+        file.write(_SEAL + digest.hexdigest().encode())
+
+
+def _broken_seal(path: Path) -> str | None:
+    """Why the file is not what was sealed; of files without a seal, which part does not match zip's own checksum."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _SEALED))
+        end = file.read()
+        if not end.startswith(_SEAL):
+            with zipfile.ZipFile(file) as parts:
+                damaged = parts.testzip()  # torch does not look at the checksums that it writes
+            return damaged and f"{damaged} does not match its checksum"
+        file.seek(0)
+        digest, left = hashlib.sha256(), size - _SEALED
+        while left:
+            block = file.read(min(left, 1 << 20))
+            digest.update(block)
+            left -= len(block)
+    return None if end[len(_SEAL) :] == digest.hexdigest().encode() else "it does not match its checksum"
+
+
 def load_plain(path: Path) -> Any:
     """Tensors and plain values that torch saved, without running code. Raises ModelFileError saying what is wrong."""
     try:
-        with zipfile.ZipFile(path) as file:
-            damaged = file.testzip()  # torch does not look at the checksums that it writes
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        damaged = _broken_seal(path)
+        saved = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ModelFileError(f"{display_path(path)}: no such file") from error
     except Exception as error:  # torch reports cut, foreign and unsafe files by many kinds of exception
         if type(error).__name__ == "UnpicklingError":
             reason = "holds objects that could run code; such files are refused"
+        elif path.is_file() and path.stat().st_size == 0:
+            reason = "empty file"
         else:
             reason = f"cut, damaged, or no checkpoint at all ({first_line(error)})"
         raise ModelFileError(f"{display_path(path)}: {reason}") from error
     if damaged is not None:
-        raise ModelFileError(f"{display_path(path)}: damaged, {damaged} does not match its checksum")
+        raise ModelFileError(f"{display_path(path)}: damaged, {damaged}")
     return saved
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """All that a checkpoint of vit holds. Raises ModelFileError saying what is wrong."""
     checkpoint = load_plain(path)
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("vit"), dict):
+    ours = isinstance(checkpoint, dict) and all(isinstance(checkpoint.get(key), dict) for key in ("vit", "state_dict"))
+    if not ours:
         raise ModelFileError(f"{display_path(path)}: a checkpoint that vit did not write")
-    return checkpoint
+    return dict(checkpoint)
 
 
 def _read_checkpoint(path: Path) -> ModelFile:

@@ -12,6 +12,7 @@ from vit.data.sampling import draw_seed
 from vit.errors import VitError
 from vit.nn import Block
 from vit.tasks.config import Config
+from vit.tasks.finite import Step, Watch
 from vit.tasks.optim import make_optimizer, make_schedule, parameter_groups
 
 Losses = dict[str, Tensor]
@@ -32,6 +33,11 @@ class Task(L.LightningModule):
         self.validated: int | None = None
         """the last epoch that was validated, from 0"""
         self.ema = copy.deepcopy(network).requires_grad_(False) if config.train.ema else None
+        self.sums: dict[str, Tensor] = {}
+        """of each loss in this epoch so far, over samples: its sum and their number, float [2]"""
+        self.watch = Watch()
+        self._learned: list[tuple[Tensor, Tensor]] = []
+        """loss and sample indices of the batches of the step under way"""
 
     @property
     def evaluated(self) -> nn.Module:
@@ -76,8 +82,18 @@ class Task(L.LightningModule):
         size = len(batch)
         if size or self.trainer.world_size > 1:  # a batch of unreadable pictures has no loss; devices log together
             for name, value in losses.items():
-                self.log(f"train/{name}", value.detach(), on_step=True, on_epoch=True, sync_dist=True, batch_size=size)
+                value = value.detach().float()
+                self.log(f"train/{name}_step", value, on_step=True, on_epoch=False, sync_dist=True, batch_size=size)
+                numbers = torch.stack([value * size, torch.full_like(value, size)])
+                numbers = torch.where(torch.isfinite(value), numbers, 0.0)  # such a step is not taken, and not counted
+                self.sums[name] = self.sums[name] + numbers if name in self.sums else numbers
+        self._learned.append((losses["loss"].detach(), batch.indices))
         return losses["loss"]
+
+    def means(self) -> dict[str, Tensor]:
+        """The mean of each loss over the samples of this epoch so far, on all devices; none where there was none."""
+        sums = {name: self.trainer.strategy.reduce(value, reduce_op="sum") for name, value in self.sums.items()}
+        return {name: value[0] / value[1] for name, value in sums.items() if value[1] > 0}
 
     def configure_optimizers(self) -> Any:
         steps = int(self.trainer.estimated_stepping_batches)
@@ -102,6 +118,13 @@ class Task(L.LightningModule):
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         self.log("train/gradient_norm", norm)
+        # every device has the same norm, and its own loss: by the loss, devices would part
+        losses = torch.stack([loss.float() for loss, _ in self._learned]).mean()
+        rate = max(group["lr"] for group in optimizer.param_groups)
+        numbers = torch.stack([losses if self.trainer.world_size == 1 else losses * 0 + norm, norm.to(losses)])
+        step = Step(self.global_step + 1, rate, [indices for _, indices in self._learned], numbers)
+        self.watch.look(optimizer, step, scaled=getattr(self.trainer.precision_plugin, "scaler", None) is not None)
+        self._learned = []
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then let the averaged weights follow."""
@@ -121,9 +144,9 @@ def samples_per_step(config: Config, trainer: L.Trainer) -> int:
     return config.data.batch_size * trainer.num_devices * trainer.num_nodes * config.train.accumulate
 
 
-def diverged(loss: float, epoch: int, config: Config) -> VitError:
-    """What to tell the user when a loss of `epoch` (from 0) is no number."""
+def diverged(loss: float, epoch: int, config: Config, *, what: str = "loss", where: str = "") -> VitError:
+    """What to tell the user when a loss (or `what` else) of `epoch` (from 0) is no number; `where` says more."""
     return VitError(
-        f"the loss became {loss} in epoch {epoch + 1}; lower optim.lr (now {config.optim.lr:g}), "
-        "or warm up longer (schedule.warmup)"
+        f"the {what} became {loss} in epoch {epoch + 1}; lower optim.lr (now {config.optim.lr:g}), "
+        f"or warm up longer (schedule.warmup){where}"
     )

@@ -3,7 +3,6 @@
 import csv
 import io
 import logging
-import signal
 import sys
 import time
 from collections import Counter
@@ -18,14 +17,17 @@ from PIL import Image
 from tqdm import tqdm
 
 from vit.data.dataset import Batch
-from vit.errors import DataError, Interrupted, display_path
+from vit.data.module import place_of
+from vit.errors import DataError, display_path
 from vit.evaluate.classification import confusion_matrix
 from vit.evaluate.plots import confusion_plot, gallery
 from vit.explain.maps import attention_maps
 from vit.explain.pictures import Box, laid_over
+from vit.files import not_written
 from vit.models.vision import VisionTransformer
 from vit.tasks.base import Task, diverged
 from vit.tasks.classify import Classify
+from vit.tasks.finite import Step
 from vit.tasks.write import Write
 
 log = logging.getLogger("vit")
@@ -50,7 +52,7 @@ class Progress(L.Callback):
         images = trainer.num_training_batches * _global_batch(trainer)
         self.bar = tqdm(
             total=images * (trainer.max_epochs or 1),
-            initial=images * trainer.current_epoch,
+            initial=images * trainer.current_epoch + place_of(trainer)[1] * _global_batch(trainer),
             unit=f" {self.unit}",
             unit_scale=True,
             dynamic_ncols=True,
@@ -95,18 +97,31 @@ class Progress(L.Callback):
 class Speed(L.Callback):
     """Logs images a second of training alone, waiting for data included, and the most memory taken."""
 
+    def __init__(self) -> None:
+        self.seconds, self.batches = 0.0, 0
+        """of this epoch so far"""
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds, "batches": self.batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds, self.batches = state_dict["seconds"], state_dict["batches"]
+
+    def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        self.since = time.perf_counter()
+
     def on_train_epoch_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        self.started, self.batches = time.perf_counter(), 0
+        self.since, self.seconds, self.batches = time.perf_counter(), 0.0, 0
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        self.batches += 1
-        if self.batches == trainer.num_training_batches:
-            images = self.batches * _global_batch(trainer)
-            task = trainer.lightning_module
-            numbers = {"images_per_second": images / (time.perf_counter() - self.started)}
-            numbers["memory_gb"] = _memory_gb(task.device)
-            for name, value in numbers.items():  # as numbers of a step they would show only on every tenth
-                task.log(f"train/{name}", value, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
+        now = time.perf_counter()
+        self.since, self.seconds, self.batches = now, self.seconds + now - self.since, self.batches + 1
+
+    def on_train_epoch_end(self, trainer: L.Trainer, task: Task) -> None:
+        numbers = {"images_per_second": self.batches * _global_batch(trainer) / max(self.seconds, 1e-9)}
+        numbers["memory_gb"] = _memory_gb(task.device)
+        for name, value in numbers.items():
+            task.log(f"train/{name}", value, sync_dist=True, batch_size=1)
 
 
 class MetricsFile(L.Callback):
@@ -116,6 +131,14 @@ class MetricsFile(L.Callback):
         self.path = path
         self.columns = _COLUMNS + [f"val/{name}" for name in (_WORDS if words else _CLASSES)]
         self.started = time.perf_counter()
+        self.rate = 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": time.perf_counter() - self.started, "rate": self.rate}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The seconds go on from where they were."""
+        self.started, self.rate = time.perf_counter() - state_dict["seconds"], state_dict["rate"]
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         self.rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
@@ -129,22 +152,56 @@ class MetricsFile(L.Callback):
         row["seconds"] = f"{time.perf_counter() - self.started:.1f}"
         row["lr"] = f"{self.rate:.6g}"  # of the last step; the schedule has moved on since
         new = not self.path.exists()
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.columns)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        try:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, self.columns)
+                if new:
+                    writer.writeheader()
+                writer.writerow(row)
+        except OSError as error:
+            raise not_written(self.path, error) from error
 
 
 class Finite(L.Callback):
-    """Ends training when an epoch's loss is no number: such weights are worth nothing."""
+    """Ends training at a loss or gradient that is no number, or tells of it; and takes the mean of an epoch's losses.
+
+    The weights have not changed by such a step. This callback comes before all that look at the mean.
+    """
+
+    def __init__(self) -> None:
+        self.in_a_row = 0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, task: Task) -> None:
+        task.sums.clear()
+
+    def on_train_batch_start(self, trainer: L.Trainer, task: Task, *_: Any) -> None:
+        self._look(trainer, task, wait=False)
+
+    def on_validation_start(self, trainer: L.Trainer, task: Task) -> None:
+        self._look(trainer, task, wait=True)
 
     def on_train_epoch_end(self, trainer: L.Trainer, task: Task) -> None:
-        if "train/loss_epoch" not in trainer.callback_metrics:
+        self._look(trainer, task, wait=True)
+        means = task.means()
+        if "loss" not in means:
             raise DataError("no picture for training could be read; `vit data check` names the reasons")
-        loss = float(trainer.callback_metrics["train/loss_epoch"])
-        if not np.isfinite(loss):
-            raise diverged(loss, trainer.current_epoch, task.config)
+        for name, value in means.items():
+            task.log(f"train/{name}_epoch", value, batch_size=1)
+
+    def _look(self, trainer: L.Trainer, task: Task, *, wait: bool) -> None:
+        train = task.config.train
+        for step in task.watch.seen(wait=wait):
+            self.in_a_row = 0 if step.finite else self.in_a_row + 1
+            if step.finite:
+                continue
+            loss, norm = step.numbers.tolist()
+            what, value = ("loss", loss) if not np.isfinite(loss) else ("gradient", norm)
+            error = diverged(value, trainer.current_epoch, task.config, what=what, where=_where(trainer, step))
+            scaled = train.precision == "fp16"  # gradients too large for it are usual: its scale adapts
+            if self.in_a_row >= train.nan_limit or not (scaled or train.on_nan == "skip"):
+                raise error
+            if not scaled:
+                log.info("skipped    %s", str(error).partition("; lower")[0] + _where(trainer, step))
 
 
 class Pictures(L.Callback):
@@ -237,56 +294,11 @@ class Samples(L.Callback):
             _writer(trainer).add_text("val/written", "  \n".join(lines), trainer.global_step)
 
 
-class StopOnSignal(L.Callback):
-    """The first SIGINT or SIGTERM finishes the step and ends training in order; the second ends it at once.
-
-    Raises `Interrupted` on every device together. Nothing of the unfinished epoch is kept: `last.ckpt` stays at the end
-    of the epoch before, from where a resumed run takes the same steps again.
-    """
-
-    def __init__(self, run: Path) -> None:
-        self.run = run
-        self.received: int | None = None
-        self.previous: dict[int, Any] = {}
-
-    def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        # not earlier: Lightning would put its own handler of SIGTERM around ours
-        def stop(number: int, frame: Any) -> None:
-            if self.received is not None:
-                raise KeyboardInterrupt
-            self.received = number
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.previous[number] = signal.signal(number, stop)
-
-    def on_train_batch_end(self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: Any, i: int) -> None:
-        # asking all devices costs a little: not after every step
-        if trainer.world_size == 1 or i % 16 == 0:
-            self._end_if_received(trainer)
-
-    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.world_size == 1:  # devices may have different numbers of batches here
-            self._end_if_received(trainer)
-
-    def on_validation_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        self._end_if_received(trainer)
-
-    def teardown(self, trainer: L.Trainer, task: L.LightningModule, stage: str) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-        self.previous.clear()
-
-    def _remedy(self) -> str:
-        if (self.run / "checkpoints" / "last.ckpt").is_file():
-            return f"go on from the epoch before by: vit train --out {display_path(self.run)} --resume"
-        return "there was no epoch before"
-
-    def _end_if_received(self, trainer: L.Trainer) -> None:
-        if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
-            raise Interrupted(
-                self.received or signal.SIGTERM,
-                f"stopped in epoch {trainer.current_epoch + 1}, of which nothing is kept; {self._remedy()}",
-            )
+def _where(trainer: L.Trainer, step: Step) -> str:
+    """Which step, at which rate, and what it learned from."""
+    names = trainer.datamodule.names([i for indices in step.indices for i in indices.tolist()])
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"; step {step.number}, rate {step.rate:.3g}, {', '.join(names[:3])}{more}"
 
 
 def _epoch_metrics(trainer: L.Trainer, task: Task) -> dict[str, float]:

@@ -1,27 +1,103 @@
-"""Checkpoints that are whole or absent."""
+"""Checkpoints that are whole or absent, and the ones before them."""
 
+import contextlib
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
+from vit.errors import ModelFileError, VitError, display_path
 from vit.files import whole_file
-from vit.models.file import load_checkpoint
+from vit.models.file import load_checkpoint, seal
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes to the folder of the checkpoint, syncs, renames.
+    """Writes to the folder of the checkpoint, seals with a checksum, syncs, renames.
 
     Lightning writes to the folder for temporary files and moves: across file systems that is a copy over the old
-    file, and a full disk then costs the only good checkpoint.
+    file, and a full disk then costs the only good checkpoint. `storage_options` may say how many to `keep`: then NAME
+    stays as NAME-1, that as NAME-2, and so on, and at no moment is NAME missing.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as temporary:
-            torch.save(checkpoint, temporary)
+        try:
+            with whole_file(path) as temporary:
+                torch.save(checkpoint, temporary)
+                seal(temporary)
+                _keep(path, (storage_options or {}).get("keep", 1))
+        except VitError as error:
+            if "no space" not in str(error):
+                raise
+            needed, free = _bytes(checkpoint), shutil.disk_usage(path.parent).free
+            raise VitError(f"{error}; it needs {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free") from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return load_checkpoint(Path(path))
+
+
+def earlier(path: Path, age: int) -> Path:
+    """Where the checkpoint lies that was `path` so many writings ago."""
+    return path.with_stem(f"{path.stem}-{age}") if age else path
+
+
+def newest_whole(path: Path) -> tuple[Path, dict[str, Any], list[str]]:
+    """The newest checkpoint of `path` and those before it that can be read; and what is wrong with newer ones.
+
+    Raises ModelFileError, of the newest, where there is none.
+    """
+    faults: list[ModelFileError] = []
+    older = sorted(path.parent.glob(f"{path.stem}-*{path.suffix}"), key=lambda p: (len(p.name), p.name))
+    for candidate in (path, *older):
+        try:
+            checkpoint = load_checkpoint(candidate)
+            require_finite(checkpoint["state_dict"], candidate)
+        except ModelFileError as error:
+            faults.append(error)
+        else:
+            return candidate, checkpoint, [str(fault) for fault in faults]
+    raise faults[0]
+
+
+def require_finite(state: dict[str, Tensor], path: Path) -> None:
+    """Raise ModelFileError where a weight is no number."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ModelFileError(f"{display_path(path)}: the weights hold NaN or infinity ({name})")
+
+
+def _keep(path: Path, keep: int) -> None:
+    """Make room for a new `path`: what stands there gets one older name as well."""
+    for age in range(keep - 1, 0, -1):
+        newer, older = earlier(path, age - 1), earlier(path, age)
+        if not newer.exists():
+            continue
+        if age > 1:
+            os.replace(newer, older)
+            continue
+        link = older.with_name(f".{older.name}.{os.getpid()}.part")
+        with contextlib.suppress(OSError):
+            link.unlink()
+        try:
+            os.link(newer, link)
+            os.replace(link, older)
+        except OSError:  # a file system without hard links: for a moment there is only the older name
+            os.replace(newer, older)
+    for old in path.parent.glob(f"{path.stem}-*{path.suffix}"):
+        written = old.stem.rpartition("-")[2]
+        if written.isdecimal() and int(written) >= keep:  # more were kept before
+            old.unlink()
+
+
+def _bytes(value: Any) -> int:
+    """Bytes of all tensors in nested dicts and lists, about what a checkpoint takes."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        value = list(value.values())
+    return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 0

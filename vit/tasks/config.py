@@ -121,12 +121,23 @@ class TrainConfig:
     patience: int = 0
     """stop after this many epochs without a better validation; 0 never stops early"""
     validate_every: int = 1
-    """epochs between validations"""
+    """epochs between validations; the last epoch is always validated"""
+    save_minutes: float = 10.0
+    """minutes between checkpoints within an epoch; 0 writes one at the end of every epoch alone"""
+    save_steps: int = 0
+    """steps between checkpoints within an epoch; 0 goes by the minutes alone"""
+    keep: int = 2
+    """last checkpoints that are kept: last.ckpt, last-1.ckpt, ...; a damaged one gives way to the one before"""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """what becomes of a step whose loss or gradient is no number, and which never changes the weights: the end of the
+    run, or nothing"""
+    nan_limit: int = 10
+    """so many such steps in a row end the run all the same; with fp16 they are usual, and end it only so"""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "nodes", "accumulate", "validate_every"):
+        for name in ("epochs", "nodes", "accumulate", "validate_every", "keep", "nan_limit"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
-        for name in ("seed", "patience"):
+        for name in ("seed", "patience", "save_minutes", "save_steps"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must not be negative")
         require(0 <= self.ema < 1, "train.ema", self.ema, "must be in [0, 1)")
         known = re.fullmatch(r"auto|-1|[1-9]\d*|\d+(,\d+)+", str(self.devices)) is not None

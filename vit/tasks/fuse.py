@@ -1,5 +1,6 @@
 """Pictures with texts to one class: questions about pictures and their answers."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -17,7 +18,7 @@ from vit.evaluate.classification import point_metrics
 from vit.models.file import ModelFile
 from vit.models.fusion import FusedClassifier
 from vit.nn import padding_mask
-from vit.tasks.base import Losses, Task
+from vit.tasks.base import Losses, Task, diverged
 from vit.tasks.config import Config
 from vit.tasks.rows import Rows
 
@@ -81,6 +82,9 @@ class Fuse(Task):
         self.gathered = self.rows.gather(len(self.classes))
         if not len(self.gathered.indices):
             raise DataError("no picture for validation could be read; `vit data check` names the reasons")
+        loss = float(self.gathered.predictions.losses.mean())
+        if not math.isfinite(loss):
+            raise diverged(loss, self.current_epoch, self.config)
         self.unreadable.update({("val", index): reason for index, reason in self.gathered.failures})
         self.validated = self.current_epoch
         metrics = point_metrics(self.gathered.predictions, self.classes)

@@ -32,6 +32,8 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(groups, {**defaults, "matrices": False, "parts": 1})
+        self.found_inf: Tensor | None = None
+        """float [], 1 where the gradient is not finite: such a step changes no weight, and nobody has to wait for it"""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -40,16 +42,28 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        keep = 1.0 if self.found_inf is None else 1 - self.found_inf
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            (self._orthogonal_step if group["matrices"] else self._adam_step)(parameters, group)
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"] * keep)
+            steps = (self._orthogonal if group["matrices"] else self._adam)(self._gradients(parameters), parameters, group)
+            if self.found_inf is not None:
+                torch._foreach_mul_(steps, keep)
+            torch._foreach_add_(parameters, steps, alpha=-group["lr"])
         return loss
 
-    def _orthogonal_step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+    def _gradients(self, parameters: list[Tensor]) -> list[Tensor]:
+        """The gradients, zero where one of them is not finite."""
         gradients: list[Tensor] = [p.grad for p in parameters]  # type: ignore[misc]
+        if self.found_inf is None:
+            return gradients
+        flat = torch.where(self.found_inf > 0, 0.0, torch.cat([gradient.flatten() for gradient in gradients]))
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        return [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
+
+    def _orthogonal(self, gradients: list[Tensor], parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         momenta = [self._kept(p, "momentum") for p in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's
@@ -59,12 +73,12 @@ class Muon(torch.optim.Optimizer):
         for shape, places in by_shape.items():
             rows, columns = shape[0] // group["parts"], shape[1]
             stacked = torch.stack([ahead[place] for place in places]).view(-1, rows, columns)
-            steps = orthogonalised(stacked).view(len(places), *shape).to(parameters[0].dtype).unbind(0)
-            scale = 0.2 * math.sqrt(max(rows, columns))
-            torch._foreach_add_([parameters[place] for place in places], steps, alpha=-group["lr"] * scale)
+            scaled = orthogonalised(stacked).to(stacked.dtype) * (0.2 * math.sqrt(max(rows, columns)))
+            for place, step in zip(places, scaled.view(len(places), *shape).unbind(0), strict=True):
+                ahead[place] = step
+        return list(ahead)
 
-    def _adam_step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        gradients: list[Tensor] = [p.grad for p in parameters]  # type: ignore[misc]
+    def _adam(self, gradients: list[Tensor], parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         first = [self._kept(p, "exp_avg") for p in parameters]
         second = [self._kept(p, "exp_avg_sq") for p in parameters]
         group["step"] = step = group.get("step", 0) + 1
@@ -75,7 +89,9 @@ class Muon(torch.optim.Optimizer):
         spread = torch._foreach_sqrt(second)
         torch._foreach_div_(spread, math.sqrt(1 - two**step))
         torch._foreach_add_(spread, group["eps"])
-        torch._foreach_addcdiv_(parameters, first, spread, value=-group["lr"] / (1 - one**step))
+        steps = torch._foreach_div(first, spread)
+        torch._foreach_div_(steps, 1 - one**step)
+        return list(steps)
 
     def _kept(self, parameter: Tensor, name: str) -> Tensor:
         state = self.state[parameter]

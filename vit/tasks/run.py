@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -31,19 +31,23 @@ from vit.data.config import Preprocessing, require
 from vit.data.dataset import ImageDataset
 from vit.data.decode import picture_size
 from vit.data.folders import Listing, Sample, write_split
-from vit.data.module import ImageFolderData
+from vit.data.module import EpochData, ImageFolderData
 from vit.data.shards import ShardListing
-from vit.errors import ConfigError, UnreadableImage, display_path
+from vit.errors import ConfigError, UnreadableImage, VitError, display_path, is_out_of_memory
 from vit.files import write_text
 from vit.models.architecture import ModelConfig, VisionArchitecture, pick
 from vit.models.build import architecture_from, image_encoder, start_from
 from vit.models.file import ModelFile, read_model, save_model
 from vit.models.sources import load_model
 from vit.models.vision import VisionTransformer
-from vit.tasks.callbacks import Finite, MetricsFile, Pictures, Progress, Samples, Speed, StopOnSignal
-from vit.tasks.checkpoints import WholeCheckpoints
+from vit.signals import Stop, signals
+from vit.tasks.base import Task
+from vit.tasks.callbacks import Finite, MetricsFile, Pictures, Progress, Samples, Speed
+from vit.tasks.checkpoints import WholeCheckpoints, newest_whole
 from vit.tasks.classify import Classify
 from vit.tasks.config import Config, TrainConfig
+from vit.tasks.keeper import Best, Keeper, Patience, rewind
+from vit.tasks.lock import LOCK
 from vit.tasks.rows import from_all_processes
 from vit.tasks.tune import Unfreeze, prepare
 
@@ -242,12 +246,42 @@ def fit(setup: Setup, run: Path, trainer: L.Trainer, task: Classify, *, resume: 
     """Train, then leave the best weights as RUN/model.safetensors. Raises Interrupted after a signal."""
     config = setup.config
     data = ImageFolderData(setup.listing, config.data, config.augment, setup.preprocessing, config.train.seed)
-    trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
+    train_on(task, data, trainer, run, resume=resume)
     unreadable = dict(pair for part in from_all_processes(list(task.unreadable.items())) for pair in part)
     if trainer.is_global_zero:
         if unreadable:
             _write_unreadable(run / "unreadable.csv", setup.listing, unreadable)
         export(run)
+
+
+def train_on(task: Task, data: EpochData, trainer: L.Trainer, run: Path, *, resume: Path | None = None) -> None:
+    """Train on `data`, from the checkpoint `resume` on where one is given.
+
+    Raises Interrupted after a signal, when last.ckpt is written, and model.safetensors so far.
+    """
+    if resume is not None:
+        resume, checkpoint, faults = newest_whole(resume)
+        if trainer.is_global_zero:
+            for fault in faults:
+                log.info("damaged    %s; going on from %s", fault, resume.name)
+            rewind(run, checkpoint)
+    (keeper,) = (callback for callback in trainer.callbacks if isinstance(callback, Keeper))
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
+        signals.check()
+    except Stop as stop:
+        signals.orderly = True
+        if trainer.is_global_zero and keeper.last.is_file():
+            export(run)
+        raise keeper.told(stop.number) from stop
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        size, times = task.config.data.batch_size, task.config.train.accumulate
+        raise VitError(
+            f"out of memory with data.batch_size {size}; {max(1, size // 2)} with train.accumulate {2 * times} keeps "
+            "the batch of a step, or set train.checkpointing true"
+        ) from error
 
 
 def _write_unreadable(path: Path, listing: Listing, reasons: dict[tuple[str, int], str]) -> None:
@@ -269,7 +303,7 @@ def export(run: Path) -> ModelFile:
 
 def prepare_folder(run: Path) -> None:
     """Make an empty run folder. Raises ConfigError where there is something in it already."""
-    if run.is_dir() and any(run.iterdir()):
+    if run.is_dir() and any(entry.name != LOCK for entry in run.iterdir()):
         saved = (run / "checkpoints" / "last.ckpt").is_file()
         remedy = "name another, or go on with its run by --resume" if saved else "name another, or empty it"
         raise ConfigError(f"--out {display_path(run)}: not empty; {remedy}")
@@ -329,22 +363,21 @@ def _callbacks(config: Config, run: Path) -> list[L.Callback]:
     mode = "min" if config.train.monitor == "loss" else "max"
     writes = config.task in ("caption", "language", "translate")
     callbacks: list[L.Callback] = [
-        Speed(),
         Finite(),
+        Keeper(run, config),
+        Speed(),
         Progress("images" if config.task in ("classify", "caption") else "texts"),
         MetricsFile(run / "metrics.csv", words=writes),
         *([Pictures()] if config.task == "classify" else []),
         *([Samples()] if writes else []),
         LearningRateMonitor(logging_interval="step"),
-        StopOnSignal(run),
-        ModelCheckpoint(run / "checkpoints", "best", monitor=monitor, mode=mode, enable_version_counter=False),
-        ModelCheckpoint(run / "checkpoints", "last", save_on_train_epoch_end=True, enable_version_counter=False),
+        Best(run / "checkpoints", "best", monitor=monitor, mode=mode, enable_version_counter=False),
     ]
     if config.tune.freeze and config.tune.unfreeze_after:
         callbacks.append(Unfreeze(config.tune.freeze, config.tune.unfreeze_after))
     if config.train.patience:
         validations = -(-config.train.patience // config.train.validate_every)
-        callbacks.append(EarlyStopping(monitor, mode=mode, patience=validations))
+        callbacks.append(Patience(monitor, mode=mode, patience=validations))
     return callbacks
 
 

@@ -65,6 +65,7 @@ class Unfreeze(L.Callback):
     def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         if trainer.world_size > 1:  # each step of DDP waits for the gradient of every weight it saw at the start
             raise ConfigError("tune.unfreeze_after: works on one device; on several, tune in two runs")
+        self.on_train_epoch_start(trainer, task)  # which is not called for an epoch that goes on
 
     def on_train_epoch_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         network = task.network

@@ -194,6 +194,10 @@ class Write(Task):
         logits: Tensor = decoder(batch.tokens[:, :-1], context, context_mask=mask)
         return logits
 
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.on_train_epoch_start()  # which is not called for an epoch that goes on
+
     def on_train_epoch_start(self) -> None:
         """The encoder stands still in the first epochs, where that is asked for."""
         if isinstance(self.network, EncoderDecoder) and (still := self.config.text.freeze_encoder):

@@ -1,0 +1,72 @@
+"""One run in a folder at a time."""
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import IO
+
+from vit.errors import ConfigError, display_path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold RUN/.lock, which exists, as long as the block runs. Raises ConfigError naming the process that holds it.
+
+    The lock is the operating system's (fcntl's, which holds on NFS as well, and which worker processes do not inherit):
+    however the process ends, it is free. So a file that a killed run left behind stops nobody. Where there are no such
+    locks, there is none.
+    """
+    path = run / LOCK
+    try:
+        file = _taken(path)
+    except OSError as error:
+        raise ConfigError(f"--out {display_path(run)}: {(error.strerror or str(error)).lower()}") from error
+    try:
+        file.seek(0)
+        file.truncate()
+        facts = {"pid": os.getpid(), "host": socket.gethostname(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
+        file.write(json.dumps(facts) + "\n")
+        file.flush()
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        with contextlib.suppress(OSError):
+            file.close()
+
+
+def _taken(path: Path) -> IO[str]:
+    """The lock's file, open, locked, and still the one of that name."""
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            if fcntl is not None:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            raise ConfigError(f"--out {display_path(path.parent)}: {_holder(file.read())}") from None
+        except OSError:
+            pass  # a file system without locks
+        with contextlib.suppress(FileNotFoundError):  # the one who had it has removed it just now
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()
+
+
+def _holder(told: str) -> str:
+    try:
+        facts = json.loads(told)
+        return f"process {facts['pid']} on {facts['host']} has been writing there since {facts['since']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process is writing there"
