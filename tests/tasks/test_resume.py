@@ -1,9 +1,6 @@
 """A run that was killed at any moment goes on as if it had not been: bit for bit, without holes and doubles."""
 
-import functools
-import random
 import signal
-import time
 from pathlib import Path
 from typing import Any
 

@@ -33,8 +33,8 @@ class Watch:
     """Looks at every step before it is taken.
 
     On the CPU, and with optimizers that cannot, the gradient of a bad step is taken away from the optimizer. Torch's
-    fused optimizers and Muon skip it on a GPU by themselves, as they do for fp16's scaler (`found_inf`), and the numbers
-    come here while the next steps run: nothing waits for the GPU.
+    fused optimizers and Muon skip it on a GPU by themselves, as they do for fp16's scaler (`found_inf`), and the
+    numbers come here while the next steps run: nothing waits for the GPU.
     """
 
     def __init__(self) -> None:

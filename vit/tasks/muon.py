@@ -48,7 +48,9 @@ class Muon(torch.optim.Optimizer):
             if not parameters:
                 continue
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"] * keep)
-            steps = (self._orthogonal if group["matrices"] else self._adam)(self._gradients(parameters), parameters, group)
+            steps = (self._orthogonal if group["matrices"] else self._adam)(
+                self._gradients(parameters), parameters, group
+            )
             if self.found_inf is not None:
                 torch._foreach_mul_(steps, keep)
             torch._foreach_add_(parameters, steps, alpha=-group["lr"])
@@ -66,7 +68,7 @@ class Muon(torch.optim.Optimizer):
     def _orthogonal(self, gradients: list[Tensor], parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         momenta = [self._kept(p, "momentum") for p in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's
+        ahead = list(torch._foreach_lerp(gradients, momenta, group["momentum"]))  # Nesterov's
         by_shape: dict[torch.Size, list[int]] = {}
         for place, parameter in enumerate(parameters):
             by_shape.setdefault(parameter.shape, []).append(place)
@@ -76,7 +78,7 @@ class Muon(torch.optim.Optimizer):
             scaled = orthogonalised(stacked).to(stacked.dtype) * (0.2 * math.sqrt(max(rows, columns)))
             for place, step in zip(places, scaled.view(len(places), *shape).unbind(0), strict=True):
                 ahead[place] = step
-        return list(ahead)
+        return ahead
 
     def _adam(self, gradients: list[Tensor], parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         first = [self._kept(p, "exp_avg") for p in parameters]
