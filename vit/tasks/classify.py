@@ -56,7 +56,7 @@ class Classify(Task):
         self.origin = "trained by vit"
         self.rows = Rows()
         self.whole: list[nn.Module] | None = None
-        """of weights that are shared out, a copy in one piece while it is validated; in a list, as no part of the task"""
+        """a copy in one piece of weights that are shared out, while they are validated; in a list, as no part of the task"""
         self.unreadable: dict[tuple[str, int], str] = {}
         """reason by split and place in its list"""
 
@@ -105,8 +105,9 @@ class Classify(Task):
     def on_validation_epoch_start(self) -> None:
         self.rows = Rows()
         if self.device_mesh is not None:
-            shared = get_model_state_dict(super().evaluated, options=StateDictOptions(full_state_dict=True))
-            self.whole = [with_weights(self._network.architecture, shared).eval()]
+            options = StateDictOptions(full_state_dict=True)
+            state: dict[str, Any] = get_model_state_dict(super().evaluated, options=options)
+            self.whole = [with_weights(self._network.architecture, state).eval()]
 
     def on_validation_end(self) -> None:
         self.whole = None
