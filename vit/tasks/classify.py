@@ -56,7 +56,7 @@ class Classify(Task):
         self.origin = "trained by vit"
         self.rows = Rows()
         self.whole: list[nn.Module] | None = None
-        """a copy in one piece of weights that are shared out, while they are validated; in a list, as no part of the task"""
+        """of shared-out weights a copy in one piece, while it is validated; in a list, as it is no part of the task"""
         self.unreadable: dict[tuple[str, int], str] = {}
         """reason by split and place in its list"""
 
