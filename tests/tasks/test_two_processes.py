@@ -17,10 +17,11 @@ from tiny_runs import draw_folder, tiny, train
 from vit.api import load
 from vit.data.folders import list_evaluation
 from vit.data.module import ImageFolderData
+from vit.errors import ConfigError
 from vit.models.build import build_network
 from vit.models.file import read_model
 from vit.tasks.classify import Classify
-from vit.tasks.run import make_trainer
+from vit.tasks.run import SharedOut, make_trainer
 
 PROGRAM = Path(__file__).with_name("two_processes.py")
 STEPS = Path(__file__).with_name("same_steps.py")
@@ -134,3 +135,5 @@ def test_a_model_shared_out_over_two_processes_takes_the_same_steps_and_leaves_t
     assert models[0].architecture == models[1].architecture
     for name, tensor in models[0].weights().items():
         torch.testing.assert_close(tensor, models[1].weights()[name], rtol=1e-5, atol=1e-5)
+    with pytest.raises(ConfigError, match=r"^train.strategy: a run that began without fsdp cannot go on with it"):
+        SharedOut().load_checkpoint(alone / "checkpoints" / "last.ckpt")

@@ -37,7 +37,7 @@ from vit.errors import ConfigError, UnreadableImage, VitError, display_path, is_
 from vit.files import write_text
 from vit.models.architecture import ModelConfig, VisionArchitecture, pick
 from vit.models.build import architecture_from, image_encoder, start_from
-from vit.models.file import ModelFile, read_model, save_model
+from vit.models.file import ModelFile, load_checkpoint, read_model, save_model
 from vit.models.sources import load_model
 from vit.models.vision import VisionTransformer
 from vit.signals import Stop, signals
@@ -200,10 +200,7 @@ def make_trainer(config: Config, run: Path | None) -> L.Trainer:
         "accelerator": train.accelerator,
         "devices": int(train.devices) if re.fullmatch(r"-?\d+", str(train.devices)) else train.devices,
         "num_nodes": train.nodes,
-        # one file of whole weights, as every other run leaves
-        "strategy": ModelParallelStrategy(save_distributed_checkpoint=False)
-        if train.strategy == "fsdp"
-        else train.strategy,
+        "strategy": SharedOut() if train.strategy == "fsdp" else train.strategy,
         "precision": _PRECISIONS[settled_precision(train)],
         "use_distributed_sampler": False,  # ours share the pictures out exactly
         "enable_progress_bar": False,
@@ -224,6 +221,23 @@ def make_trainer(config: Config, run: Path | None) -> L.Trainer:
         default_root_dir=run,
         **shared,
     )
+
+
+class SharedOut(ModelParallelStrategy):
+    """Weights shared out among the devices of a machine; leaves one file of whole weights, as every other run does.
+
+    Raises ConfigError for a checkpoint of another strategy, whose optimizer numbers its weights in another order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(save_distributed_checkpoint=False)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        groups = load_checkpoint(Path(checkpoint_path))["optimizer_states"][0]["param_groups"]
+        numbers = [number for group in groups for number in group["params"]]
+        if numbers == sorted(numbers):  # group by group, as optimizers number; here it is by the network's order
+            raise ConfigError("train.strategy: a run that began without fsdp cannot go on with it; leave it out")
+        return super().load_checkpoint(checkpoint_path, weights_only=weights_only)
 
 
 def _trainer(**options: Any) -> L.Trainer:
