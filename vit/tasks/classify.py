@@ -56,11 +56,7 @@ class Classify(Task):
         self.origin = "trained by vit"
         self.rows = Rows()
         self.whole: list[nn.Module] | None = None
-<<<<<<< HEAD
-        """of weights that are shared out, a copy in one piece while it is validated; in a list: it is no part"""
-=======
         """of shared-out weights a copy in one piece, while it is validated; in a list, as it is no part of the task"""
->>>>>>> recipes
         self.unreadable: dict[tuple[str, int], str] = {}
         """reason by split and place in its list"""
 
@@ -111,14 +107,9 @@ class Classify(Task):
     def on_validation_epoch_start(self) -> None:
         self.rows = Rows()
         if self.device_mesh is not None:
-<<<<<<< HEAD
-            shared: Any = get_model_state_dict(super().evaluated, options=StateDictOptions(full_state_dict=True))
-            self.whole = [with_weights(self._network.architecture, shared).eval()]
-=======
             options = StateDictOptions(full_state_dict=True)
             state: dict[str, Any] = get_model_state_dict(super().evaluated, options=options)
             self.whole = [with_weights(self._network.architecture, state).eval()]
->>>>>>> recipes
 
     def on_validation_end(self) -> None:
         self.whole = None
