@@ -83,19 +83,11 @@ def test_what_cannot_be_shared_out_is_refused(parts: dict[str, Any], message: st
 
 
 def test_strategies_that_split_the_model_are_refused_but_for_one() -> None:
-<<<<<<< HEAD
-    with pytest.raises(ConfigError, match=r"^train\.strategy: of those that split the model, only fsdp is supported"):
-        TrainConfig(strategy="deepspeed_stage_3")
-    with pytest.raises(ConfigError, match=r"^train\.compile: is not for fsdp, got True$"):
-        TrainConfig(strategy="fsdp", compile=True)
-    with pytest.raises(ConfigError, match=r"^train\.strategy: is for training; evaluate with ddp, got 'fsdp'$"):
-=======
     with pytest.raises(ConfigError, match=r"^train.strategy: of those that split the model, only fsdp is supported"):
         TrainConfig(strategy="deepspeed_stage_3")
     with pytest.raises(ConfigError, match=r"^train.compile: is not for fsdp, got True$"):
         TrainConfig(strategy="fsdp", compile=True)
     with pytest.raises(ConfigError, match=r"^train.strategy: is for training; evaluate with ddp, got 'fsdp'$"):
->>>>>>> recipes
         make_trainer(tiny(train={"strategy": "fsdp"}), run=None)
 
 
