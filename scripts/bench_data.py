@@ -71,7 +71,7 @@ def compare(table: Table, name: str, works: tuple[Work, Work, Work], aim: float,
     }
     rates = in_turn(measures, rounds)
     bound = statistics.median(rates["bound"])
-    table.compare(name, rates["theirs"], rates["ours"], rates=True, bound=bound, aim=aim)
+    table.compare(name, rates["theirs"], rates["ours"], rates=True, bound=bound, aim=f"{aim:g}")
 
 
 def enlarged(paths: list[str], folder: Path) -> Path:

@@ -5,8 +5,8 @@
 Seconds from start to end of the process, ours with its whole report, of many pictures and of a few: what the second row
 takes is the start, what the first adds is reading and answering pictures. A ratio above one is in our favour.
 
-Same files (those of PHOTOS, a folder of class folders, repeated), the same random weights, 224 pixels, crop 0.9, batches
-of 64, two processes that read, fp32. The model is timm's vit_tiny_patch16_224 with patches of 32, so that its sums do
+Same files (those of PHOTOS, a folder of class folders, repeated), same random weights, 224 pixels, crop 0.9, batches of
+64, two processes that read, fp32. The model is timm's vit_tiny_patch16_224 with patches of 32, so that its sums do
 not drown the reading. timm's script is no part of its package: its loop is written out with timm's own dataset, loader
 and model. How many pictures the two answer alike is stated; less than 95 % is an error.
 """

@@ -187,6 +187,7 @@ def with_gpu_columns(report: dict[str, Any]) -> dict[str, Any]:
         shown.append(
             {
                 **row,
+                "drop": f"{row['drop_path']:g}",
                 "setting": f"{row['name']}, {row['side']} pixels, batches of {row['batch']}",
                 "theirs_rate": theirs,
                 "ours_rate": ours,
@@ -197,7 +198,7 @@ def with_gpu_columns(report: dict[str, Any]) -> dict[str, Any]:
         )
     columns = {
         "model": "setting",
-        "drop path": "drop_path",
+        "drop path": "drop",
         "timm, images/s": "theirs_rate",
         "vit, images/s": "ours_rate",
         SPREAD: "ratio",
@@ -217,7 +218,9 @@ def source(report: Mapping[str, Any]) -> str:
     processor = about.get("processor") or ""
     if about.get("instructions"):
         processor += f" with {', '.join(about['instructions'])}"
-    counts = [f"{about[what]} {what}" for what in ("cores", "threads") if about.get(what)]
+    counts = [
+        f"{about[what]} {what[: None if about[what] > 1 else -1]}" for what in ("cores", "threads") if about.get(what)
+    ]
     if counts:
         processor += f" ({', '.join(counts)})"
     known = report.get("versions") or {name: report[name] for name in PACKAGES if name in report}
@@ -254,18 +257,16 @@ def page_with(page: str, name: str, table: str) -> str:
 
 
 def unpack(archive: str, target: Path, part: str = "", per_class: int | None = None) -> bool:
-    """A folder of class folders from an archive in VIT_TEST_DATA (a part, so many a class); False without it."""
+    """An archive of VIT_TEST_DATA into a folder: a part of it, so many files of each class; False where it is not."""
     path = Path(os.environ.get("VIT_TEST_DATA", "")) / archive
     if not path.is_file():
         return False
-    counts: dict[str, int] = {}
+    counts: dict[Path, int] = {}
     with tarfile.open(path) as tar:
         for member in tar:
-            place = target / Path(member.name).parent.name / Path(member.name).name
-            name, opened = place.parent.name, tar.extractfile(member)
-            if opened is None or part not in member.name or (per_class and counts.get(name, 0) >= per_class):
-                continue
-            counts[name] = counts.get(name, 0) + 1
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(opened.read())
+            place = target / member.name
+            counted = counts.get(place.parent, 0)
+            if member.isfile() and member.name.startswith(part) and (per_class is None or counted < per_class):
+                counts[place.parent] = counted + 1
+                tar.extract(member, target, filter="data")
     return True

@@ -29,10 +29,10 @@ from vit.cli.main import main as vit
 from vit.models.architecture import SIZES, parse_name
 
 
-def make_folder(target: Path, pictures: int) -> None:
+def make_folder(target: Path, pictures: int) -> Path:
     """A folder of so many 32 x 32 JPEG files in ten classes."""
     if unpack("cifar10.tar.gz", target, "train/", pictures // 10):
-        return
+        return target / "train"
     random = np.random.default_rng(0)
     for index in range(pictures):
         folder = target / f"class{index % 10}"
@@ -40,6 +40,7 @@ def make_folder(target: Path, pictures: int) -> None:
         stream = io.BytesIO()
         Image.fromarray(random.integers(0, 255, (32, 32, 3), np.uint8)).save(stream, "JPEG", quality=92)
         (folder / f"{index}.jpg").write_bytes(stream.getvalue())
+    return target
 
 
 def timm_epochs(folder: Path, name: str, side: int, batch: int, workers: int, bf16: bool) -> float:
@@ -128,9 +129,7 @@ def main() -> None:
     precisions = options.precisions or (["fp32", "bf16"] if "bf16" in machine()["instructions"] else ["fp32"])
     columns = {"model and precision": "name", "timm": "theirs", "vit": "ours", SPREAD: "ratio"}
     with tempfile.TemporaryDirectory() as made:
-        folder = Path(options.folder or made)
-        if not options.folder:
-            make_folder(folder, options.pictures)
+        folder = Path(options.folder) if options.folder else make_folder(Path(made), options.pictures)
         shared = (options.side, options.batch, options.workers)
         table = Table("Training, images/s", columns)
         for name in options.names:
