@@ -54,11 +54,11 @@ JOBS = {
     ),
     "forward_bf16": Job(
         "bench_forward.py",
-        2,
+        2.5,
         "--names Ti S --compile --precisions bf16 --batch 2 --repeats 3",
         "--names Ti --precisions bf16 --batch 1 --repeats 1",
     ),
-    "attention": Job("bench_attention.py", 1.5, "--repeats 3 --batch 2", "--repeats 1 --batch 1"),
+    "attention": Job("bench_attention.py", 1.25, "--repeats 3 --batch 2", "--repeats 1 --batch 1"),
     "caption": Job("bench_caption.py", 2, "--batch 4", "--small --rounds 1 --batch 2 --length 4"),
     "data": Job(
         "bench_data.py",
@@ -66,7 +66,7 @@ JOBS = {
         "--photos PHOTOS --cifar CIFAR --pictures 200",
         "--photos PHOTOS --cifar CIFAR --pictures 10 --rounds 1",
     ),
-    "evaluate": Job("bench_evaluate.py", 2.5, "PHOTOS --rounds 2", "PHOTOS --pictures 16 --few 2 --rounds 1"),
+    "evaluate": Job("bench_evaluate.py", 2.25, "PHOTOS --rounds 2", "PHOTOS --pictures 16 --few 2 --rounds 1"),
     "train_gpu": Job("bench_train_gpu.py", 6, "--cifar CIFAR/..", "--names S/16 --batch 32 --rounds 1"),
 }
 
@@ -88,6 +88,7 @@ def run(command: list[str], limit: float) -> str | None:
 def measure(names: list[str], results: Path, quick: bool) -> tuple[list[str], bool]:
     """Run these jobs; returns those measured, and whether none failed."""
     measured, whole = [], True
+    started, allowed = time.monotonic(), 0.0
     with tempfile.TemporaryDirectory() as temporary:
         settings = {name: JOBS[name].quick if quick else JOBS[name].settings for name in names}
         per_class = None if "train_gpu" in names else 300  # it trains on all
@@ -97,7 +98,6 @@ def measure(names: list[str], results: Path, quick: bool) -> tuple[list[str], bo
             if any(what in words for words in settings.values())
             and unpack(archive, Path(temporary, what), part, per_class)
         }
-        started, allowed = time.monotonic(), 0.0
         for name in names:
             job = JOBS[name]
             lacking = [
@@ -113,11 +113,10 @@ def measure(names: list[str], results: Path, quick: bool) -> tuple[list[str], bo
                 words = [word.replace(what, str(folder)) for word in words]
             made = Path(temporary, f"{name}.json")
             command = [sys.executable, str(ROOT / "scripts" / job.script), *words, "--json", str(made)]
-            print(
-                f"\n{name}: {job.script}, {job.minutes:g} minutes at most and what is left of those before", flush=True
-            )
             begun = time.monotonic()
-            wrong = run(command, allowed - (begun - started))
+            limit = started + allowed - begun
+            print(f"\n{name}: {job.script}, at most {limit:.0f} seconds", flush=True)
+            wrong = run(command, limit)
             if wrong or not made.is_file():
                 whole = False
                 print(f"{name}: failed: {wrong or 'no table was written'}", flush=True)
