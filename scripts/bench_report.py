@@ -167,10 +167,10 @@ class Table:
         if path:
             write_json(self.report, path)
 
-    @staticmethod
-    def _print(cells: list[str]) -> None:
-        first, *others = cells
-        print(f"{first:44} " + " ".join(f"{text:>12}" for text in others), flush=True)
+    def _print(self, cells: list[str]) -> None:
+        headings = [*self.report["columns"]][1:]
+        others = (f"{text:>{max(12, len(heading))}}" for text, heading in zip(cells[1:], headings, strict=True))
+        print(f"{cells[0]:44}", *others, flush=True)
 
 
 def write_json(report: dict[str, Any], path: Path) -> None:
