@@ -119,7 +119,7 @@ def command() -> str:
         if word == "--json":
             next(arguments, None)
         elif not word.startswith("--json="):
-            words.append(Path(word).name if Path(word).exists() else word)
+            words.append(Path(word).resolve().name if Path(word).exists() else word)
     return " ".join(words)
 
 

@@ -1,6 +1,7 @@
 """The tables of BENCHMARKS.md: written between their marks and nowhere else, with the right ratios."""
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -119,7 +120,15 @@ def test_a_table_of_training_on_a_gpu() -> None:
     assert bench_report.markdown(bench_report.with_gpu_columns(report)) == table
 
 
-def test_a_script_that_fails_or_takes_too_long_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.skipif(os.name != "posix", reason="needs process groups")
+def test_a_script_that_fails_or_takes_too_long_is_told() -> None:
     assert bench_all.run([sys.executable, "-c", "pass"], 60) is None
     assert bench_all.run([sys.executable, "-c", "raise SystemExit(3)"], 60) == "exit code 3"
     assert bench_all.run([sys.executable, "-c", "import time; time.sleep(60)"], 0.1) == "not done after 0 seconds"
+
+
+def test_a_command_names_no_place_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photos").mkdir()
+    words = ["--photos", str(tmp_path / "photos"), "--names", "S/16", "--json", str(tmp_path / "out.json"), "--train"]
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "bench_it.py"), *words])
+    assert bench_report.command() == "scripts/bench_it.py --photos photos --names S/16 --train"
