@@ -57,11 +57,7 @@ lint: install
 check: lint test
 
 bench: install
-	$(BIN)/python scripts/bench_startup.py
-	$(BIN)/python scripts/bench_train_cpu.py
-	$(BIN)/python scripts/bench_forward.py --load --compile
-	$(BIN)/python scripts/bench_attention.py --repeats 3 --batch 2
-	$(BIN)/python scripts/bench_caption.py --rounds 3
+	$(BIN)/python scripts/bench_all.py
 
 clean:
 	rm -rf demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache

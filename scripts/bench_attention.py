@@ -1,12 +1,13 @@
 """What attention maps cost, in time and memory: beside the passes they need, and beside transformers' eager maps.
 
-    python scripts/bench_attention.py [--repeats 5] [--batch 4] [--device cuda] [--large]
+    python scripts/bench_attention.py [--repeats 5] [--batch 4] [--device cuda] [--memory] [--large] [--json FILE]
 
 Time: rollout beside a forward pass of the same model; generic attention and LeGrad beside a forward and a backward
 pass; rollout beside transformers' model with `output_attentions=True` (its eager attention) and a rollout of its maps
-as tensors, of the same weights and pictures. All runs of one process, in turn. Memory: the peak of a fresh process for
-each, less what the model takes; on a GPU the allocator's, else Linux's account. `--large` measures the
-memory of one picture of 1024 x 1024 pixels (4 097 tokens) as well.
+as tensors, of the same weights and pictures. All runs of one process, in turn; a ratio below one is in our favour.
+
+`--memory` prints, instead of times, the peak of a fresh process for each, less what the model takes; on a GPU the
+allocator's, else Linux's account. `--large` adds that of one picture of 1024 x 1024 pixels (4 097 tokens).
 """
 
 import argparse
@@ -14,14 +15,15 @@ import gc
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bench_report import Table, add_json, in_turn, ratios, seconds
 from vit.explain.maps import attention_maps
 from vit.models.huggingface import from_huggingface
 from vit.models.vision import VisionTransformer
@@ -78,40 +80,33 @@ def works(device: str, batch: int, size: int, names: list[str]) -> dict[str, Cal
     return {name: every[name] for name in names}
 
 
-def seconds(work: Callable[[], Any], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def times(device: str, batch: int, repeats: int) -> None:
-    pairs = [
-        ("rollout", "forward"),
-        ("raw", "forward"),
-        ("generic", "forward and backward"),
-        ("legrad", "forward and backward"),
-        ("rollout", "transformers rollout"),
-    ]
+def times(device: str, batch: int, repeats: int) -> Table:
+    pairs = {
+        ("rollout", "forward"): ("rollout", "a forward pass"),
+        ("raw", "forward"): ("raw, all heads of a layer", "a forward pass"),
+        ("generic", "forward and backward"): ("generic attention", "a forward and a backward pass"),
+        ("legrad", "forward and backward"): ("LeGrad", "a forward and a backward pass"),
+        ("rollout", "transformers rollout"): ("rollout", "transformers' rollout"),
+    }
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     measured = works(device, batch, 224, names)
     if device == "cpu":
         ours, theirs = measured["rollout"]().flatten(1), measured["transformers rollout"]()
         print(f"largest difference of the two rollouts: {(ours - theirs).abs().max():.1e} of {theirs.max():.1e}")
-    taken: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(repeats + 1):
-        for name in names if number % 2 else reversed(names):
-            taken[name].append(seconds(measured[name], device))
-    print(f"{'what':44} {'s':>8} {'':>8} ratio  (lowest to highest)")
-    for one, other in pairs:
-        rounds = list(zip(taken[one][1:], taken[other][1:], strict=True))
-        ratios = [a / b for a, b in rounds]
-        a, b = (statistics.median(column) for column in zip(*rounds, strict=True))
-        spread = f"{statistics.median(ratios):.2f}  ({min(ratios):.2f} to {max(ratios):.2f})"
-        print(f"{one + ' / ' + other:44} {a:8.3f} {b:8.3f} {spread}", flush=True)
+    taken = in_turn({name: partial(seconds, measured[name], device) for name in names}, repeats, warm_up=1)
+    columns = {
+        "what": "name",
+        "beside": "beside",
+        "s": "ours",
+        "s of that": "theirs",
+        "ratio of times (lowest to highest)": "ratio",
+    }
+    table = Table(f"Attention maps by {device}, ViT-B/16, batches of {batch}", columns)
+    for (one, other), (name, beside) in pairs.items():
+        ours, theirs = taken[one], taken[other]
+        row = {"ours": statistics.median(ours), "theirs": statistics.median(theirs), "ratio": ratios(ours, theirs)}
+        table.add(name=name, beside=beside, **row)
+    return table
 
 
 def peak(name: str, device: str, batch: int, size: int) -> float:
@@ -147,14 +142,18 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, default=224, help=argparse.SUPPRESS)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--large", action="store_true", help="memory at 1024 x 1024 pixels as well")
+    parser.add_argument("--memory", action="store_true", help="measure memory, not time")
+    parser.add_argument("--large", action="store_true", help="with --memory: at 1024 x 1024 pixels as well")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    add_json(parser)
     options = parser.parse_args()
     if options.one:
         one_peak(options.one, options.device, options.batch, options.size)
         return
-    print(f"ViT-B/16, batch {options.batch}, torch {torch.__version__}, {options.device}")
-    times(options.device, options.batch, options.repeats)
+    if not options.memory:
+        times(options.device, options.batch, options.repeats).write(options.json)
+        return
+    print(f"ViT-B/16, torch {torch.__version__}, {options.device}")
     for size, batch in ((224, options.batch), *([(1024, 1)] if options.large else [])):
         print(f"{size} x {size} pixels, batch {batch}: MiB above the model")
         names = ["forward", "rollout", "transformers rollout", "forward and backward", "generic", "legrad"]

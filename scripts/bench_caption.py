@@ -1,6 +1,7 @@
 """Captions: our generation beside transformers' `generate`, with the same random weights.
 
     python scripts/bench_caption.py [--rounds 3] [--batch 8] [--length 20] [--beams 1 4] [--device cuda] [--small]
+        [--json FILE]
 
 ViT-B/16 and GPT-2 small with cross-attention, the end token held back so that every caption has all its tokens. Ours
 and theirs run in turn in one process; a round is one of each. Ratios above one are in our favour: of whole captions,
@@ -8,15 +9,15 @@ from pixels, and of writing alone, from the encoder's tokens. `--small` takes ti
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
 
+from bench_report import SPREAD, Table, add_json, in_turn, seconds
 from vit.models.encoder_decoder import EncoderDecoder
 from vit.models.generation import generate
 from vit.models.generation_config import GenerationConfig
@@ -39,16 +40,6 @@ def models(small: bool) -> tuple[Any, EncoderDecoder]:
     )
     theirs: Any = transformers.VisionEncoderDecoderModel(config).eval()
     return theirs, from_huggingface(theirs)
-
-
-def seconds(work: Callable[[], Any], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def mebibytes(*tensors: Tensor | None) -> float:
@@ -97,30 +88,26 @@ class Bench:
             return_dict_in_generate=True,
         )
 
-    def check(self, beams: int) -> None:
-        """Both write the same, and what the keys and values of the pictures take."""
+    def check(self, beams: int) -> str:
+        """Whether both write the same, and what the keys and values of the pictures take."""
         ours, theirs = self.write(beams), self.write_theirs(beams)
         same = sum(a == b[1:].tolist() for a, b in zip(ours, theirs.sequences, strict=True))
         kept = mebibytes(*(t for layer in self.caches[0] for t in vars(layer.cross_attention).values()))
         layers = theirs.past_key_values.cross_attention_cache.layers
-        print(
-            f"beams {beams}: {same} of {len(ours)} captions are the same; keys and values of the pictures: "
-            f"transformers {mebibytes(*(t for layer in layers for t in (layer.keys, layer.values))):.1f} MiB, "
-            f"vit {kept:.1f} MiB"
+        return (
+            f"With {beams} beam{'s' * (beams > 1)} {same} of {len(ours)} captions are the same, and the pictures' keys "
+            f"and values take {mebibytes(*(t for layer in layers for t in (layer.keys, layer.values))):.1f} MiB in "
+            f"transformers, {kept:.1f} MiB here."
         )
 
-    def measure(self, name: str, beams: int, context: Tensor | None, rounds: int) -> None:
-        """Seconds of each, in turn, and the ratio."""
-        taken: list[tuple[float, float]] = []
-        works: list[Callable[[], Any]] = [lambda: self.write(beams, context), lambda: self.write_theirs(beams, context)]
-        for number in range(rounds):
-            order = (0, 1) if number % 2 else (1, 0)
-            by_work = {i: seconds(works[i], self.device) for i in order}
-            taken.append((by_work[0], by_work[1]))
-        ratios = [theirs / ours for ours, theirs in taken]
-        ours, theirs = (statistics.median(column) for column in zip(*taken, strict=True))
-        spread = f"{statistics.median(ratios):.2f}  ({min(ratios):.2f} to {max(ratios):.2f})"
-        print(f"{name:34} {theirs:9.3f} {ours:9.3f} {spread}", flush=True)
+    def measure(self, table: Table, name: str, beams: int, context: Tensor | None, rounds: int) -> None:
+        """A row: seconds of each, in turn."""
+        works: dict[str, Callable[[], Any]] = {
+            "ours": lambda: self.write(beams, context),
+            "theirs": lambda: self.write_theirs(beams, context),
+        }
+        taken = in_turn({who: partial(seconds, work, self.device) for who, work in works.items()}, rounds)
+        table.compare(name, taken["theirs"], taken["ours"])
 
 
 def main() -> None:
@@ -131,19 +118,20 @@ def main() -> None:
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--small", action="store_true", help="tiny models, to try the script")
+    add_json(parser)
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     bench = Bench(options)
-    print(
-        f"batch {options.batch}, {options.length} tokens, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}, {options.device}, {torch.get_num_threads()} threads"
-    )
+    columns = {"what": "name", "transformers": "theirs", "vit": "ours", SPREAD: "ratio"}
+    title = f"Captions by {options.device}, batches of {options.batch}, {options.length} tokens, seconds a batch"
+    table = Table(title, columns)
     for beams in options.beams:
-        bench.check(beams)  # also the warm-up
-    print(f"{'seconds a batch':34} {'theirs':>9} {'ours':>9} ratio  (lowest to highest)")
+        table.note(bench.check(beams))  # also the warm-up
     for beams in options.beams:
-        bench.measure(f"beams {beams}, from pixels", beams, None, options.rounds)
-        bench.measure(f"beams {beams}, writing alone", beams, bench.encoded(), options.rounds)
+        how = "greedy" if beams == 1 else f"beam search with {beams} beams"
+        bench.measure(table, f"{how}, from pixels", beams, None, options.rounds)
+        bench.measure(table, f"{how}, writing alone", beams, bench.encoded(), options.rounds)
+    table.write(options.json)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,21 @@
 """Pictures to tensors: our data path beside torchvision's ImageFolder with its v2 transforms, by one core.
 
-    python scripts/bench_data.py [--photos FOLDER] [--cifar FOLDER] [--rounds 5] [--pictures 300]
+    python scripts/bench_data.py [--photos FOLDER] [--cifar FOLDER] [--rounds 5] [--pictures 300] [--json FILE]
 
 Same files, random-resized crop (area 8 to 100 %) to 224 x 224 and flip; of CIFAR-10 a padded crop of 32 x 32 and flip.
 Photographs as they are, and blown up to 12 megapixels; from their files, from a cache on disk and from one in memory,
 each short side 256. Each round times torchvision and ours in turn, in one process with one thread. Ratios above one are
-in our favour; beside them stand what bounds us: decoding alone, and copying what the cache holds.
+in our favour; beside them stand what bounds us (decoding alone, and copying what the cache holds) and the ratio that is
+meant to be reached.
 """
 
 import argparse
 import os
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
 
 import cv2
@@ -23,6 +25,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from bench_report import SPREAD, Table, add_json, in_turn, seconds
 from vit.data.augment import TrainingTransform
 from vit.data.caching import keep_pictures
 from vit.data.config import AugmentConfig, Cache, Preprocessing
@@ -47,34 +50,28 @@ def ours(paths: list[str], size: int, augment: AugmentConfig, cache: Cache) -> W
     return lambda number: dataset[Draw(1 + number // len(paths), number % len(paths), 0)]
 
 
-def torchvisions(folder: Path, steps: list[v2.Transform]) -> Work:
+def torchvisions(paths: list[str], steps: list[v2.Transform]) -> Work:
     """The same by torchvision."""
-    transform = v2.Compose([*steps, v2.PILToTensor()])
-    dataset = ImageFolder(folder, transform)
-    return lambda number: dataset[number % len(dataset)]
+    dataset = ImageFolder(Path(paths[0]).parents[1], v2.Compose([*steps, v2.PILToTensor()]))
+    wanted = set(paths)
+    dataset.samples = [sample for sample in dataset.samples if sample[0] in wanted]
+    return lambda number: dataset[number % len(paths)]
 
 
-def rate(work: Work, pictures: int, first: int) -> float:
-    """Pictures a second."""
-    started = time.perf_counter()
-    for number in range(first, first + pictures):
-        work(number)
-    return pictures / (time.perf_counter() - started)
+def rate(work: Work, pictures: int, numbers: Iterator[int]) -> float:
+    """Pictures a second; each call goes on with the next pictures."""
+    return pictures / seconds(lambda: [work(number) for number in islice(numbers, pictures)])
 
 
-def compare(name: str, theirs: Work, mine: Work, bound: Work, rounds: int, pictures: int) -> None:
-    """Print a row: both rates, the ratio with its spread, and the rate of what bounds us."""
-    rates: dict[str, list[float]] = {"theirs": [], "ours": [], "bound": []}
-    for number in range(rounds):
-        for who, work in (("theirs", theirs), ("ours", mine), ("bound", bound)):
-            rates[who].append(rate(work, pictures, number * pictures))
-    ratios = [one / other for one, other in zip(rates["ours"], rates["theirs"], strict=True)]
-    middle = {who: statistics.median(values) for who, values in rates.items()}
-    print(
-        f"{name:32} {middle['theirs']:9.0f} {middle['ours']:9.0f} {statistics.median(ratios):6.2f}  "
-        f"({min(ratios):.2f} to {max(ratios):.2f}) {middle['bound']:9.0f}",
-        flush=True,
-    )
+def compare(table: Table, name: str, works: tuple[Work, Work, Work], aim: float, rounds: int, pictures: int) -> None:
+    """A row: rates of torchvision and ours, the rate of what bounds us, and the ratio that ours is meant to reach."""
+    measures = {
+        who: partial(rate, work, pictures, count())
+        for who, work in zip(("theirs", "ours", "bound"), works, strict=True)
+    }
+    rates = in_turn(measures, rounds)
+    bound = statistics.median(rates["bound"])
+    table.compare(name, rates["theirs"], rates["ours"], rates=True, bound=bound, aim=f"{aim:g}")
 
 
 def enlarged(paths: list[str], folder: Path) -> Path:
@@ -94,7 +91,7 @@ def files(folder: Path, most: int) -> list[str]:
     return found[:: max(1, len(found) // most)][:most]
 
 
-def copied(paths: list[str], side: int) -> Work:
+def copied(side: int) -> Work:
     """Copying as many bytes as the cache holds of a picture."""
     pixels = np.zeros((side, side * 4 // 3, 3), np.uint8)
     return lambda number: pixels.copy()
@@ -112,43 +109,55 @@ def main() -> None:
     parser.add_argument("--cifar", type=Path, help="a folder of class folders with 32 x 32 pictures")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pictures", type=int, default=300, help="a round (12 megapixels: a tenth)")
+    add_json(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    print(f"torch {torch.__version__}, one of {os.cpu_count()} cores, {options.rounds} rounds of {options.pictures}")
-    print(f"{'pictures a second and core':32} {'theirs':>9} {'ours':>9}  ratio  (lowest to highest)     bound")
+    columns = {
+        "source": "name",
+        "torchvision": "theirs",
+        "vit": "ours",
+        SPREAD: "ratio",
+        "bound": "bound",
+        "meant to be": "aim",
+    }
+    table = Table(f"Pictures a second and core, {options.rounds} rounds of {options.pictures}", columns)
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["VIT_CACHE"] = f"{temporary}/caches"
         if options.photos:
-            photographs(options.photos, Path(temporary), options.rounds, options.pictures)
+            photographs(table, options.photos, Path(temporary), options.rounds, options.pictures)
         if options.cifar:
-            small(options.cifar, options.rounds, options.pictures * 10)
+            small(table, options.cifar, options.rounds, options.pictures * 10)
+    table.write(options.json)
 
 
-def photographs(folder: Path, temporary: Path, rounds: int, pictures: int) -> None:
+def photographs(table: Table, folder: Path, temporary: Path, rounds: int, pictures: int) -> None:
     """Photographs from files, as they are and large, and from caches."""
     augment = AugmentConfig(crop_scale=(0.08, 1.0))
     steps = [v2.RandomResizedCrop(224, antialias=True), v2.RandomHorizontalFlip()]
     paths = files(folder, 100)
-    theirs = torchvisions(folder, steps)
-    compare("photographs", theirs, ours(paths, 224, augment, "none"), decoded(paths), rounds, pictures)
-    copies: Work = copied(paths, 256)
-    for cache in ("disk", "ram"):
-        name = f"photographs, cache {cache}"
-        compare(name, theirs, ours(paths, 224, augment, cache), copies, rounds, pictures)
-    large = enlarged(paths[:20], temporary / "large")
-    few = files(large, 20)
-    row = (torchvisions(large, steps), ours(few, 224, augment, "none"), decoded(few))
-    compare("12 megapixels", *row, rounds, max(1, pictures // 10))
+    theirs = torchvisions(paths, steps)
+    works = (theirs, ours(paths, 224, augment, "none"), decoded(paths))
+    compare(table, "photographs of about 500 x 375", works, 2.3, rounds, pictures)
+    few = files(enlarged(paths[:20], temporary / "large"), 20)
+    works = (torchvisions(few, steps), ours(few, 224, augment, "none"), decoded(few))
+    compare(table, "the same, 12 megapixels", works, 6, rounds, max(1, pictures // 10))
+    works = (theirs, ours(paths, 224, augment, "disk"), copied(256))
+    compare(table, "photographs, cache on disk, short side 256", works, 5, rounds, pictures)
+    works = (theirs, ours(paths, 224, augment, "ram"), copied(256))
+    compare(table, "photographs, cache in memory", works, 15, rounds, pictures)
 
 
-def small(folder: Path, rounds: int, pictures: int) -> None:
+def small(table: Table, folder: Path, rounds: int, pictures: int) -> None:
     """CIFAR-10's pictures from files and from memory."""
     augment = AugmentConfig(crop="pad")
     paths = files(folder, 3000)
-    theirs = torchvisions(folder, [v2.RandomCrop(32, padding=4, padding_mode="reflect"), v2.RandomHorizontalFlip()])
-    compare("32 x 32", theirs, ours(paths, 32, augment, "none"), decoded(paths), rounds, pictures)
-    compare("32 x 32, cache ram", theirs, ours(paths, 32, augment, "ram"), copied(paths, 32), rounds, pictures)
+    theirs = torchvisions(paths, [v2.RandomCrop(32, padding=4, padding_mode="reflect"), v2.RandomHorizontalFlip()])
+    works = (theirs, ours(paths, 32, augment, "none"), decoded(paths))
+    compare(table, "CIFAR-10, 32 x 32", works, 5, rounds, pictures)
+    compare(
+        table, "CIFAR-10, cache in memory", (theirs, ours(paths, 32, augment, "ram"), copied(32)), 20, rounds, pictures
+    )
 
 
 if __name__ == "__main__":

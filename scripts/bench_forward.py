@@ -1,6 +1,6 @@
 """Forward passes, loading and training steps: our VisionTransformer beside timm's module with the same weights.
 
-    python scripts/bench_forward.py [--names Ti S B] [--repeats 5] [--compile] [--device cuda] [--train]
+    python scripts/bench_forward.py [--names Ti S B] [--repeats 5] [--compile] [--device cuda] [--train] [--json FILE]
 
 Ours and timm's run in turn in one process, batch by batch; a round is one of each. Ratios above one are in our favour.
 On a processor the tables of fp32 and bf16 (autocast); `--compile` measures both through torch.compile too; on a GPU
@@ -9,10 +9,9 @@ safetensors file.
 """
 
 import argparse
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,36 +20,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from bench_report import SPREAD, Table, add_json, in_turn, seconds
 from vit.models.build import build_network
 from vit.models.sources import load_model
 from vit.models.timm import from_timm
 
 NAMES = {"Ti": "vit_tiny_patch16_224", "S": "vit_small_patch16_224", "B": "vit_base_patch16_224"}
+WARM_UP = 2
+
+Work = Callable[[], Any]
 
 
-def seconds(work: Callable[[], Any], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def interleaved(
-    ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int, device: str
-) -> list[tuple[float, float]]:
-    """Seconds of ours and of theirs, round by round, the first of each round in turn; two rounds to warm up."""
-    rounds = []
-    for number in range(repeats + 2):
-        order = (ours, theirs) if number % 2 else (theirs, ours)
-        taken = {work: seconds(work, device) for work in order}
-        rounds.append((taken[ours], taken[theirs]))
-    return rounds[2:]
-
-
-def forward(model: nn.Module, images: torch.Tensor, bf16: bool) -> Callable[[], Any]:
+def forward(model: nn.Module, images: torch.Tensor, bf16: bool) -> Work:
     def work() -> Any:
         with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             return model(images)
@@ -58,7 +39,7 @@ def forward(model: nn.Module, images: torch.Tensor, bf16: bool) -> Callable[[], 
     return work
 
 
-def training_step(model: nn.Module, images: torch.Tensor, bf16: bool) -> Callable[[], Any]:
+def training_step(model: nn.Module, images: torch.Tensor, bf16: bool) -> Work:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
 
@@ -72,7 +53,7 @@ def training_step(model: nn.Module, images: torch.Tensor, bf16: bool) -> Callabl
     return work
 
 
-def loading(repeats: int) -> None:
+def loading(table: Table, repeats: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "base.safetensors"
         save_file(timm.create_model(NAMES["B"]).state_dict(), path)
@@ -85,16 +66,15 @@ def loading(repeats: int) -> None:
             model.load_state_dict(load_file(path))
             return model
 
-        show("load B/16 from a file", 1, interleaved(ours, theirs, repeats, "cpu"), "s")
+        taken = in_turn({"ours": partial(seconds, ours), "theirs": partial(seconds, theirs)}, repeats, WARM_UP)
+        table.compare("seconds to load B/16 from a safetensors file", taken["theirs"], taken["ours"])
 
 
-def show(name: str, count: int, rounds: list[tuple[float, float]], unit: str) -> None:
-    ratios = [theirs / ours for ours, theirs in rounds]
-    ours, theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
-    if unit == "images/s":
-        ours, theirs = count / ours, count / theirs
-    spread = f"{statistics.median(ratios):.2f}  ({min(ratios):.2f} to {max(ratios):.2f})"
-    print(f"{name:34} {theirs:9.2f} {ours:9.2f} {unit:9} {spread}", flush=True)
+def compare(table: Table, name: str, ours: Work, theirs: Work, options: argparse.Namespace) -> None:
+    measures = {"ours": partial(seconds, ours, options.device), "theirs": partial(seconds, theirs, options.device)}
+    taken = in_turn(measures, options.repeats, WARM_UP)
+    rates = {who: [options.batch / value for value in values] for who, values in taken.items()}
+    table.compare(name, rates["theirs"], rates["ours"], rates=True)
 
 
 def main() -> None:
@@ -107,11 +87,12 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="measure compiled modules as well")
     parser.add_argument("--train", action="store_true", help="measure training steps as well")
     parser.add_argument("--load", action="store_true", help="measure loading from a file as well")
+    add_json(parser)
     options = parser.parse_args()
-    print(f"torch {torch.__version__}, timm {timm.__version__}, {options.device}, {torch.get_num_threads()} threads")
-    print(f"{'what':34} {'timm':>9} {'vit':>9} {'':9} ratio  (lowest to highest)")
+    columns = {"what": "name", "timm": "theirs", "vit": "ours", SPREAD: "ratio"}
+    table = Table(f"Forward passes by {options.device}, batches of {options.batch}, images/s", columns)
     if options.load:
-        loading(options.repeats)
+        loading(table, options.repeats)
     for name in options.names:
         theirs = timm.create_model(NAMES[name]).eval().to(options.device)
         ours = from_timm(theirs)
@@ -119,16 +100,15 @@ def main() -> None:
         for compiled in (False, True) if options.compile else (False,):
             pair = [torch.compile(model) if compiled else model for model in (ours, theirs)]
             for precision in options.precisions:
-                label = f"{name}/16 {precision}{' compiled' if compiled else ''}"
+                label = f"{name}/16 {precision}{', compiled' if compiled else ''}"
                 works = [forward(model, images, precision == "bf16") for model in pair]
-                rounds = interleaved(works[0], works[1], options.repeats, options.device)
-                show(f"{label} forward", options.batch, rounds, "images/s")
+                compare(table, label, works[0], works[1], options)
                 if options.train:
                     steps = [training_step(model.train(), images, precision == "bf16") for model in pair]
-                    rounds = interleaved(steps[0], steps[1], options.repeats, options.device)
-                    show(f"{label} training step", options.batch, rounds, "images/s")
+                    compare(table, f"{label}, training step", steps[0], steps[1], options)
                     for model in pair:
                         model.eval()
+    table.write(options.json)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How long a user waits: `vit --help`, and `vit predict` of one file, beside importing torch and lightning.
 
-    python scripts/bench_startup.py [--repeats 5]
+    python scripts/bench_startup.py [--repeats 5] [--json FILE]
 
 Whole processes, in turn; the median of their seconds.
 """
@@ -12,15 +12,19 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from bench_report import Table, add_json, in_turn, ratios
 from vit.data.config import Preprocessing
 from vit.models.architecture import ModelConfig
 from vit.models.file import classifier_file, save_model
 from vit.models.vision import VisionTransformer
+
+BESIDE = "`import torch, lightning`"
 
 
 def first_output(command: list[str]) -> float:
@@ -35,7 +39,8 @@ def first_output(command: list[str]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    repeats = parser.parse_args().repeats
+    add_json(parser)
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         network = VisionTransformer(ModelConfig(name="Ti/16").resolve(classes=10, picture_size=224))
         names = [f"class {i}" for i in range(10)]
@@ -44,21 +49,17 @@ def main() -> None:
         Image.fromarray(random).save(f"{folder}/picture.jpg")
         vit = [sys.executable, "-m", "vit.cli"]
         commands = {
-            "vit --help": [*vit, "--help"],
-            "vit train --help": [*vit, "train", "--help"],
-            "vit predict, one file": [*vit, "predict", f"{folder}/m.safetensors", f"{folder}/picture.jpg"],
-            "import torch, lightning": [sys.executable, "-c", "import torch, lightning; print()"],
+            "`vit --help`": [*vit, "--help"],
+            "`vit train --help`": [*vit, "train", "--help"],
+            "`vit predict`, one file": [*vit, "predict", f"{folder}/m.safetensors", f"{folder}/picture.jpg"],
+            BESIDE: [sys.executable, "-c", "import torch, lightning; print()"],
         }
-        seconds: dict[str, list[float]] = {name: [] for name in commands}
-        for _ in range(repeats):
-            for name, command in commands.items():
-                seconds[name].append(first_output(command))
-    base = seconds["import torch, lightning"]
-    print(f"{'command':26} {'seconds':>8} {'ratio':>6}  (lowest to highest ratio to the import, same round)")
-    for name, values in seconds.items():
-        ratios = [a / b for a, b in zip(values, base, strict=True)]
-        spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
-        print(f"{name:26} {statistics.median(values):8.2f} {statistics.median(ratios):6.2f}  {spread}")
+        taken = in_turn({name: partial(first_output, words) for name, words in commands.items()}, options.repeats)
+    columns = {"command": "name", "seconds": "ours", "ratio to the import (lowest to highest)": "ratio"}
+    table = Table("Seconds until the first output", columns)
+    for name, values in taken.items():
+        table.add(name=name, ours=statistics.median(values), ratio=ratios(values, taken[BESIDE]))
+    table.write(options.json)
 
 
 if __name__ == "__main__":

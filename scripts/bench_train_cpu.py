@@ -1,25 +1,22 @@
 """Training on the processor: images a second of `vit train` beside the loop of timm's training script.
 
-    python scripts/bench_train_cpu.py [FOLDER] [--repeats 3]
+    python scripts/bench_train_cpu.py [FOLDER] [--repeats 3] [--pictures 2560] [--json FILE]
 
 Same architecture (timm's VisionTransformer with our sizes), same folder of pictures, same batch, crop, flip, optimizer
 and number of workers. timm's script is no part of its package: its loop is written out here with timm's own dataset,
-loader, optimizer and loss. One epoch to warm up, then one that is timed, ours and timm's in turn. Without FOLDER, 2 560
-CIFAR-10 pictures are taken from the folder in VIT_TEST_DATA, or random ones are made.
+loader, optimizer and loss. One epoch to warm up, then one that is timed, ours and timm's in turn; ratios above one are
+in our favour. Without FOLDER, CIFAR-10 pictures are taken from the folder in VIT_TEST_DATA, or random ones are made.
 """
 
 import argparse
 import csv
 import io
-import os
-import statistics
-import tarfile
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 from PIL import Image
 from timm.data import create_dataset, create_loader
@@ -27,32 +24,23 @@ from timm.loss import LabelSmoothingCrossEntropy
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim import create_optimizer_v2
 
+from bench_report import SPREAD, Table, add_json, in_turn, machine, unpack
 from vit.cli.main import main as vit
 from vit.models.architecture import SIZES, parse_name
 
-PICTURES = 2560
 
-
-def make_folder(target: Path) -> None:
-    """A folder of 2 560 32 x 32 JPEG files in ten classes."""
-    archive = Path(os.environ.get("VIT_TEST_DATA", "")) / "cifar10.tar.gz"
-    if archive.is_file():
-        counts: dict[str, int] = {}
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                name = Path(member.name).parent.name
-                if member.isfile() and "train/" in member.name and counts.get(name, 0) < PICTURES // 10:
-                    counts[name] = counts.get(name, 0) + 1
-                    (target / name).mkdir(parents=True, exist_ok=True)
-                    (target / name / Path(member.name).name).write_bytes(tar.extractfile(member).read())
-        return
+def make_folder(target: Path, pictures: int) -> Path:
+    """A folder of so many 32 x 32 JPEG files in ten classes."""
+    if unpack("cifar10.tar.gz", target, "train/", pictures // 10):
+        return target / "train"
     random = np.random.default_rng(0)
-    for index in range(PICTURES):
+    for index in range(pictures):
         folder = target / f"class{index % 10}"
         folder.mkdir(parents=True, exist_ok=True)
         stream = io.BytesIO()
         Image.fromarray(random.integers(0, 255, (32, 32, 3), np.uint8)).save(stream, "JPEG", quality=92)
         (folder / f"{index}.jpg").write_bytes(stream.getvalue())
+    return target
 
 
 def timm_epochs(folder: Path, name: str, side: int, batch: int, workers: int, bf16: bool) -> float:
@@ -127,34 +115,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--pictures", type=int, default=2560, help="an epoch, where no folder is given")
     parser.add_argument("--names", nargs="+", default=["mini/4"], help=f"sizes of {', '.join(SIZES)}, with a patch")
     parser.add_argument("--side", type=int, default=32)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="measure train.compile too")
+    parser.add_argument(
+        "--precisions", nargs="+", choices=("fp32", "bf16"), help="default: fp32, and bf16 where the processor has it"
+    )
+    add_json(parser)
     options = parser.parse_args()
+    precisions = options.precisions or (["fp32", "bf16"] if "bf16" in machine()["instructions"] else ["fp32"])
+    columns = {"model and precision": "name", "timm": "theirs", "vit": "ours", SPREAD: "ratio"}
     with tempfile.TemporaryDirectory() as made:
-        folder = Path(options.folder or made)
-        if not options.folder:
-            make_folder(folder)
+        folder = Path(options.folder) if options.folder else make_folder(Path(made), options.pictures)
         shared = (options.side, options.batch, options.workers)
-        results: dict[str, list[float]] = {}
-        for _ in range(options.repeats):
-            for name in options.names:
-                for precision in ("fp32", "bf16"):
-                    bf16 = precision == "bf16"
-                    results.setdefault(f"{name} {precision} timm", []).append(timm_epochs(folder, name, *shared, bf16))
-                    for compiled in (False, True) if options.compile else (False,):
-                        row = f"{name} {precision} vit{' compiled' if compiled else ''}"
-                        speed = our_epochs(folder, name, *shared, bf16, compiled)
-                        results.setdefault(row, []).append(speed)
-    print(f"\ntorch {torch.__version__}, timm {timm.__version__}, {torch.get_num_threads()} threads")
-    print(f"{'model, precision, program':34} {'images/s':>9} {'ratio':>6}  (lowest to highest ratio, same round)")
-    for row, speeds in results.items():
-        base = results[" ".join(row.split()[:2]) + " timm"]
-        ratios = [ours / theirs for ours, theirs in zip(speeds, base, strict=True)]
-        median = statistics.median(ratios)
-        print(f"{row:34} {statistics.median(speeds):9.0f} {median:6.2f}  ({min(ratios):.2f} to {max(ratios):.2f})")
+        table = Table("Training, images/s", columns)
+        for name in options.names:
+            for precision in precisions:
+                settings = (folder, name, *shared, precision == "bf16")
+                measures = {"timm": partial(timm_epochs, *settings), "vit": partial(our_epochs, *settings, False)}
+                if options.compile:
+                    measures["vit, compiled"] = partial(our_epochs, *settings, True)
+                speeds = in_turn(measures, options.repeats)
+                for who in list(measures)[1:]:
+                    label = f"{name} {precision}{who.removeprefix('vit')}"
+                    table.compare(label, speeds["timm"], speeds[who], rates=True)
+        table.write(options.json)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ training by timm's loader, on a folder of 32 x 32 pictures.
 
 import argparse
 import csv
-import json
 import statistics
 import sys
 import tempfile
@@ -34,6 +33,16 @@ from timm.models.vision_transformer import VisionTransformer as TimmTransformer
 from timm.optim import create_optimizer_v2
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bench_report import (
+    add_json,
+    origin,
+    ratios,
+    seconds,
+    source,
+    spread,
+    with_gpu_columns,
+    write_json,
+)
 from vit.cli.main import main as vit
 from vit.data.config import DataConfig, Preprocessing
 from vit.data.dataset import Batch
@@ -53,16 +62,7 @@ def matrix_peak() -> float:
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     for _ in range(5):
         a @ b
-    seconds = timed(lambda: [a @ b for _ in range(20)])
-    return 20 * 2 * 8192**3 / seconds
-
-
-def timed(run: Callable[[], Any]) -> float:
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    run()
-    torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return 20 * 2 * 8192**3 / seconds(lambda: [a @ b for _ in range(20)], "cuda")
 
 
 def attention_kernels(name: str, side: int, batch: int) -> dict[str, float]:
@@ -207,7 +207,7 @@ def compare(name: str, side: int, batch: int, rounds: int, drop_path: float) -> 
             loop[0].steps(WARM_UP)
             torch.cuda.synchronize()
             their_peak = (torch.cuda.max_memory_allocated() - rest) / 1e9
-        return timed(lambda: loop[0].steps(STEPS))
+        return seconds(lambda: loop[0].steps(STEPS), "cuda")
 
     turns = Turns(rounds, timm_turn)
     with tempfile.TemporaryDirectory() as out, warnings.catch_warnings(record=True) as caught:
@@ -224,8 +224,8 @@ def compare(name: str, side: int, batch: int, rounds: int, drop_path: float) -> 
         "side": side,
         "batch": batch,
         "drop_path": drop_path,
-        "ours": [batch * STEPS / seconds for seconds in turns.ours],
-        "timm": [batch * STEPS / seconds for seconds in turns.theirs],
+        "ours": [batch * STEPS / taken for taken in turns.ours],
+        "timm": [batch * STEPS / taken for taken in turns.theirs],
         "flops": 3 * flops_per_image(architecture),
         "ours_gb": turns.peak,
         "timm_gb": their_peak,
@@ -301,21 +301,21 @@ def main() -> None:
     parser.add_argument("--cifar-name", default="mini/4")
     parser.add_argument("--cifar-batch", type=int, default=1024)
     parser.add_argument("--workers", type=int, default=14, help="of timm's loader")
-    parser.add_argument("--json", type=Path)
+    add_json(parser)
     options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("this measures training on a GPU, and there is none; scripts/bench_train_cpu.py is for processors")
     torch.set_float32_matmul_precision("high")
     peak = matrix_peak()
     report: dict[str, Any] = {
+        **origin("Training on a GPU, images/s"),
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "timm": timm.__version__,
         "matrix_peak": peak,
         "rows": [],
     }
-    print(f"{report['device']}, torch {torch.__version__}, timm {timm.__version__}")
-    print(f"bf16 product of 8192 x 8192: {peak / 1e12:.0f} TFLOP/s")
+    print(f"{source(report)}\nbf16 product of 8192 x 8192: {peak / 1e12:.0f} TFLOP/s")
     report["attention_ms"] = attention_kernels("B/16", options.side, options.batch)
     told = ", ".join(f"{kernel} {took:.2f} ms" for kernel, took in report["attention_ms"].items())
     print(f"attention of B/16, batch {options.batch}, forward and backward: {told}")
@@ -324,22 +324,21 @@ def main() -> None:
         for drop_path in options.drop_path:
             row = compare(name, options.side, options.batch, options.rounds, drop_path)
             report["rows"].append(row)
-            ratios = [ours / theirs for ours, theirs in zip(row["ours"], row["timm"], strict=True)]
             ours, theirs = statistics.median(row["ours"]), statistics.median(row["timm"])
             print(
-                f"{name:6} {drop_path:4} {options.batch:6} {ours:9.0f} {theirs:6.0f}  {statistics.median(ratios):5.3f} "
-                f"({min(ratios):.3f} to {max(ratios):.3f})  {ours * row['flops'] / peak:12.1%} "
+                f"{name:6} {drop_path:4} {options.batch:6} {ours:9.0f} {theirs:6.0f}  "
+                f"{spread(ratios(row['ours'], row['timm']), 3)}  {ours * row['flops'] / peak:12.1%} "
                 f"{theirs * row['flops'] / peak:6.1%} {row['ours_gb']:8.1f} GB {row['timm_gb']:5.1f} GB "
                 f"{row['waits_in_steps'][0]:4} in {row['waits_in_steps'][1]} steps",
                 flush=True,
             )
             if options.json:
-                options.json.write_text(json.dumps(report, indent=1) + "\n")
+                write_json(with_gpu_columns(report), options.json)
     if options.cifar:
         report["cifar"] = cifar(options.cifar, options.cifar_name, options.cifar_batch, options.workers)
         print(f"CIFAR-10, {options.cifar_name}: {report['cifar']}")
     if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(with_gpu_columns(report), options.json)
 
 
 if __name__ == "__main__":
