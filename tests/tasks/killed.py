@@ -65,7 +65,9 @@ def left(run: Path, *, names: tuple[str, ...] = ("last", "best")) -> dict[str, A
         if name == "last":
             found |= _flat({k: v for k, v in keeper["metrics"].items() if k not in TIMES}, "metrics")
             kept = [state for key, state in checkpoint["callbacks"].items() if "Best" in key or "Patience" in key]
-            found |= _flat([{k: v for k, v in s.items() if "path" not in k and k != "best_k_models"} for s in kept], "best")
+            found |= _flat(
+                [{k: v for k, v in s.items() if "path" not in k and k != "best_k_models"} for s in kept], "best"
+            )
     found.pop("best dirpath", None)
     with (run / "metrics.csv").open(newline="") as file:
         found["rows"] = [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
@@ -83,7 +85,9 @@ def left(run: Path, *, names: tuple[str, ...] = ("last", "best")) -> dict[str, A
 def _flat(value: Any, name: str) -> dict[str, Any]:
     """Nested values by their place; tensors as bytes."""
     if isinstance(value, torch.Tensor):
-        return {name: (value.dtype, tuple(value.shape), value.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())}
+        return {
+            name: (value.dtype, tuple(value.shape), value.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+        }
     if isinstance(value, dict):
         return {k: v for key, item in value.items() for k, v in _flat(item, f"{name} {key}").items()}
     if isinstance(value, list | tuple):

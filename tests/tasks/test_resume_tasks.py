@@ -1,6 +1,7 @@
 """Every task, and every way of loading, goes on from the middle of an epoch with the same bits."""
 
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import vit.cli.report  # what a fork need not import then
 import vit.cli.train_words
 import vit.data.augment
 import vit.tasks.run
-import vit.tasks.words  # noqa: F401
+import vit.tasks.words
 from vit.cli.main import main
 from vit.data.scenes import make_scenes
 from vit.tasks.callbacks import Pictures
@@ -43,8 +44,8 @@ def check(words: list[str], run: Path, moments: list[tuple[str, int]]) -> None:
     whole = left(Path(f"{run}-whole"))
     for hook, nth in moments:
         out = f"--out={run}-{hook}-{nth}"
-        assert ended(in_a_fork(lambda: cli([*words, out], At(hook, nth)))) == -signal.SIGKILL
-        done(lambda: cli(["train", out, "--resume"]))
+        assert ended(in_a_fork(partial(cli, [*words, out], At(hook, nth)))) == -signal.SIGKILL
+        done(partial(cli, ["train", out, "--resume"]))
         assert_same(whole, left(Path(out.removeprefix("--out="))))
 
 
@@ -64,7 +65,9 @@ def test_pictures_with_words(task: str, workers: int, scenes: Path, tmp_path: Pa
     words += [f"--data.workers={workers}", "--text.word_dropout=0.1", "--text.per_picture=2"]
     if task == "reward":
         words += ["--text.reward_epochs=1", "--text.freeze_encoder=1"]
-    check(words, tmp_path / "run", [("on_train_batch_end", 2), ("on_validation_batch_end", 0), ("on_train_batch_end", 9)])
+    check(
+        words, tmp_path / "run", [("on_train_batch_end", 2), ("on_validation_batch_end", 0), ("on_train_batch_end", 9)]
+    )
 
 
 @pytest.mark.slow
@@ -72,14 +75,17 @@ def test_language(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 120)
     words = ["train", str(tmp_path / "text.txt"), "--task=language", "--text.tokenizer=characters", "--text.length=16"]
     words += [*WORDS, "--data.batch_size=8", "--text.epoch_steps=7"]
-    check(words, tmp_path / "run", [("on_train_batch_end", 2), ("on_validation_batch_end", 3), ("on_train_batch_end", 9)])
+    check(
+        words, tmp_path / "run", [("on_train_batch_end", 2), ("on_validation_batch_end", 3), ("on_train_batch_end", 9)]
+    )
 
 
 def test_translate(tmp_path: Path) -> None:
     pairs = [f"{a * n}{b}\t{b}{a * n}" for a in "abcdefgh" for b in "abcdefgh" for n in (1, 3)]
     (tmp_path / "pairs.tsv").write_text("\n".join(pairs) + "\n")
     words = ["train", str(tmp_path / "pairs.tsv"), "--task=translate", "--data.batch_size=8", *WORDS]
-    check(words, tmp_path / "run", [("on_train_batch_end", 3), ("on_validation_batch_end", 0)])
+    moments = [("on_train_batch_end", 3), ("on_validation_batch_end", 0)]
+    check(words, tmp_path / "run", moments)
 
 
 LOADERS = {
@@ -99,7 +105,11 @@ def test_ways_of_loading_and_stepping(name: str, tmp_path: Path) -> None:
     data = draw_folder(tmp_path / "data", side=48)
     words = ["train", str(data), *EYES, "--data.cache=none", "--data.workers=0", "--augment.mixup=0.3", *LOADERS[name]]
     late = ("on_train_batch_end", 1 if name == "small" else 7 if name != "drawn" else 4)
-    check(words, tmp_path / "run", [("on_train_batch_end", 0 if name == "small" else 1), ("on_validation_batch_end", 0), late])
+    check(
+        words,
+        tmp_path / "run",
+        [("on_train_batch_end", 0 if name == "small" else 1), ("on_validation_batch_end", 0), late],
+    )
 
 
 @pytest.mark.slow
@@ -109,4 +119,6 @@ def test_shards(workers: int, tmp_path: Path) -> None:
     data = draw_folder(tmp_path / "data", side=48)
     done(lambda: cli(["data", "shard", str(data), "--out", str(tmp_path / "shards")]))
     words = ["train", str(tmp_path / "shards"), *EYES, f"--data.workers={workers}"]
-    check(words, tmp_path / "run", [("on_train_batch_end", 1), ("on_validation_batch_end", 0), ("on_train_batch_end", 8)])
+    check(
+        words, tmp_path / "run", [("on_train_batch_end", 1), ("on_validation_batch_end", 0), ("on_train_batch_end", 8)]
+    )
