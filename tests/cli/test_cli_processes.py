@@ -42,8 +42,10 @@ def test_a_run_that_is_interrupted_or_terminated_ends_in_order(
         assert err.count(b"\n") == 1, err
         checkpoint = torch.load(runs[number] / "checkpoints" / "last.ckpt", weights_only=True)
         rows = (runs[number] / "metrics.csv").read_text(encoding="utf-8").splitlines()[1:]
-        # whole epochs alone are kept, so that a resumed run repeats none of their steps
-        assert checkpoint["global_step"] == checkpoint["epoch"] + 1 == len(rows)  # a step an epoch
+        place = checkpoint["ImageFolderData"]
+        # a step an epoch: the row of the last one is written with the epoch's end, so that a resumed run repeats none
+        assert checkpoint["global_step"] == place["epoch"] + place["batch"]
+        assert len(rows) == place["epoch"]
         answer = package.load(runs[number]).predict(colour_folder / "red" / "00.jpg")
         assert sum(answer[0].probabilities) == pytest.approx(1)
 

@@ -1,6 +1,7 @@
 """A run that was killed at any moment goes on as if it had not been: bit for bit, without holes and doubles."""
 
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def settings(**parts: dict[str, Any]) -> Any:
     return tiny(**{name: SETTINGS.get(name, {}) | parts.get(name, {}) for name in {*SETTINGS, *parts}})
-
-
-def go_on(data: Path, run: Path, config: Any, **options: Any) -> None:
-    train(data, run, config, resume=run / "checkpoints" / "last.ckpt", **options)
 
 
 MOMENTS = [
@@ -42,6 +39,7 @@ def test_a_killed_run_ends_as_one_that_was_not(workers: int, colours: Path, tmp_
     assert len(whole["rows"]) == 3
     for hook, nth in MOMENTS if workers == 0 else MOMENTS[:2]:
         run = tmp_path / f"{hook}-{nth}"
-        assert ended(in_a_fork(lambda: train(colours, run, config, callbacks=(At(hook, nth),)))) == -signal.SIGKILL
-        done(lambda: go_on(colours, run, config))
+        killed = in_a_fork(partial(train, colours, run, config, callbacks=(At(hook, nth),)))
+        assert ended(killed) == -signal.SIGKILL
+        done(partial(train, colours, run, config, resume=run / "checkpoints" / "last.ckpt"))
         assert_same(whole, left(run))

@@ -217,7 +217,8 @@ def tell_changes(changes: Sequence[str], files: Sequence[str], since: Path) -> N
     """What is not as it was when the run began: settings, and of `files` how many are gone or newer than `since`."""
     for change in changes:
         log.info("changed    %s", change)
-    began, gone, newer = since.stat().st_mtime, 0, 0
+    gone = newer = 0
+    began = since.stat().st_mtime if files else 0.0
     for file in files:
         try:
             newer += os.stat(file).st_mtime > began

@@ -4,6 +4,8 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,24 +230,59 @@ def patient(iterator: Iterator[Item]) -> Iterator[Item]:
 
     Raises DataError where the processes that read pictures gave nothing for `data.timeout` seconds, and ends them.
     """
-    while True:
-        with signals.waiting():
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if "DataLoader timed out" not in str(error):
+    watch = _Watch(getattr(iterator, "_workers", []), getattr(iterator, "_timeout", 0))
+    try:
+        while True:
+            with signals.waiting():
+                watch.since = time.monotonic()
+                try:
+                    batch = next(iterator)
+                except StopIteration:
+                    return
+                except (RuntimeError, OSError, EOFError) as error:
+                    if "DataLoader timed out" in str(error):
+                        watch.give_up()
+                    if watch.told:
+                        raise DataError(watch.told) from error
                     raise
-                workers = list(getattr(iterator, "_workers", []))
-                told = ", ".join(f"{worker.pid}{_state(worker.pid)}" for worker in workers)
-                for worker in workers:
-                    worker.kill()  # it would not end when it is asked to
-                raise DataError(
-                    f"the processes that read pictures (pid {told}) gave nothing for {iterator._timeout} seconds; "  # type: ignore[attr-defined]
-                    "look at the disk they read from, raise data.timeout, or set data.workers 0; --resume goes on"
-                ) from error
-        yield batch
+                watch.since = None
+            yield batch
+    finally:
+        watch.ended.set()
+
+
+class _Watch(threading.Thread):
+    """Ends worker processes that give nothing: torch's own timeout does not, nor is it heeded while a batch that has
+    come is opened, for which its worker must answer.
+    """
+
+    def __init__(self, workers: Sequence[Any], timeout: float) -> None:
+        super().__init__(daemon=True)
+        self.workers, self.timeout = list(workers), timeout
+        self.since: float | None = None
+        self.told = ""
+        self.ended = threading.Event()
+        if self.workers and timeout:
+            self.start()
+
+    def run(self) -> None:
+        while not self.ended.wait(0.5):
+            since = self.since
+            if since is not None and time.monotonic() - since > self.timeout + 1:  # torch's comes first where it can
+                self.give_up()
+                return
+
+    def give_up(self) -> None:
+        """Note which processes there were, and end them: they would not when asked."""
+        if self.told:
+            return
+        named = ", ".join(f"{worker.pid}{_state(worker.pid)}" for worker in self.workers)
+        self.told = (
+            f"the processes that read pictures (pid {named}) gave nothing for {self.timeout} seconds; "
+            "look at the disk they read from, raise data.timeout, or set data.workers 0; --resume goes on with the run"
+        )
+        for worker in self.workers:
+            worker.kill()
 
 
 def _state(pid: int) -> str:

@@ -56,10 +56,14 @@ class ShardLoader(StreamingDataLoader):
             timeout=timeout if workers else 0,
         )
         self.current_epoch = epoch
+        self._within = False
+        """whether the next epoch is one that goes on"""
         if batch:
             self._begin_at(epoch + 1, batch)  # this engine counts epochs from 1
 
     def __iter__(self) -> Iterator[Batch]:
+        # the engine ends a restored epoch by its last `next`, which nobody asks for who knows the length
+        self.restore, self._within = self._within, False
         return patient(super().__iter__())
 
     def state_dict(self) -> dict[str, Any]:
@@ -75,3 +79,4 @@ class ShardLoader(StreamingDataLoader):
         self.load_state_dict(
             {"dataset": state, "current_epoch": epoch, "num_samples_yielded": seen, "latest_worker_idx": latest}
         )
+        self._within = self.restore

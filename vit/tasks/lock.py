@@ -54,8 +54,9 @@ def _taken(path: Path) -> IO[str]:
             if fcntl is not None:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            file.seek(0)
-            raise ConfigError(f"--out {display_path(path.parent)}: {_holder(file.read())}") from None
+            with file:
+                file.seek(0)
+                raise ConfigError(f"--out {display_path(path.parent)}: {_holder(file.read())}") from None
         except OSError:
             pass  # a file system without locks
         with contextlib.suppress(FileNotFoundError):  # the one who had it has removed it just now
