@@ -81,9 +81,9 @@ def attention_kernels(name: str, side: int, batch: int) -> dict[str, float]:
     for kernel in kernels:
         with sdpa_kernel(kernel):
             work()
-            found[kernel.name] = 100 * min(timed(work) for _ in range(3))
+            found[kernel.name] = 100 * min(seconds(work, "cuda") for _ in range(3))
     work()
-    found["torch's choice"] = 100 * min(timed(work) for _ in range(3))
+    found["torch's choice"] = 100 * min(seconds(work, "cuda") for _ in range(3))
     return found
 
 

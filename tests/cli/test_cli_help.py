@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 KEYS = """
 task
-data.batch_size data.workers data.val_fraction data.test_fraction data.resize data.crop_fraction data.interpolation
+data.batch_size data.workers data.timeout data.val_fraction data.test_fraction data.resize data.crop_fraction data.interpolation
 data.mean data.std data.balanced data.repeats data.max_pixels data.cache data.cache_side
 augment.crop augment.crop_scale augment.crop_ratio augment.flip augment.vertical_flip augment.color_jitter
 augment.policy augment.policy_ops augment.policy_magnitude augment.erase augment.mixup augment.cutmix
@@ -30,7 +30,8 @@ optim.name optim.lr optim.lr_base_batch optim.weight_decay optim.betas optim.eps
 schedule.name schedule.unit schedule.warmup schedule.final schedule.decay_fraction
 loss.name loss.smoothing loss.whole loss.class_weights
 train.epochs train.seed train.accelerator train.devices train.nodes train.strategy train.precision train.compile
-train.accumulate train.checkpointing train.ema train.monitor train.patience train.validate_every
+train.accumulate train.checkpointing train.ema train.monitor train.patience train.validate_every train.save_minutes
+train.save_steps train.keep train.on_nan train.nan_limit
 tune.method tune.probe_first tune.freeze tune.unfreeze_after tune.lora_rank tune.lora_alpha tune.probe_rates
 tune.probe_epochs tune.neighbours
 text.tokenizer text.vocabulary text.length text.dim text.depth text.heads text.hidden text.positions text.rope
