@@ -42,10 +42,12 @@ def test_a_run_that_is_interrupted_or_terminated_ends_in_order(
         assert err.count(b"\n") == 1, err
         checkpoint = torch.load(runs[number] / "checkpoints" / "last.ckpt", weights_only=True)
         rows = (runs[number] / "metrics.csv").read_text(encoding="utf-8").splitlines()[1:]
-        place = checkpoint["ImageFolderData"]
+        loops = checkpoint["loops"]["fit_loop"]
+        epochs = loops["epoch_progress"]["current"]["completed"]
+        within = loops["epoch_loop.batch_progress"]["current"]["completed"]
         # a step an epoch: the row of the last one is written with the epoch's end, so that a resumed run repeats none
-        assert checkpoint["global_step"] == place["epoch"] + place["batch"]
-        assert len(rows) == place["epoch"]
+        assert checkpoint["global_step"] == epochs + within
+        assert len(rows) == epochs
         answer = package.load(runs[number]).predict(colour_folder / "red" / "00.jpg")
         assert sum(answer[0].probabilities) == pytest.approx(1)
 

@@ -31,13 +31,23 @@ MOMENTS = [
 ]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_run_ends_as_one_that_was_not(workers: int, colours: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("workers", "moments"),
+    [
+        (0, MOMENTS[1:4]),
+        (2, MOMENTS[:1]),
+        pytest.param(0, MOMENTS, marks=pytest.mark.slow),
+        pytest.param(2, MOMENTS, marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_run_ends_as_one_that_was_not(
+    workers: int, moments: list[tuple[str, int]], colours: Path, tmp_path: Path
+) -> None:
     config = settings(data={"workers": workers})
     done(lambda: train(colours, tmp_path / "whole", config))
     whole = left(tmp_path / "whole")
     assert len(whole["rows"]) == 3
-    for hook, nth in MOMENTS if workers == 0 else MOMENTS[:2]:
+    for hook, nth in moments:
         run = tmp_path / f"{hook}-{nth}"
         killed = in_a_fork(partial(train, colours, run, config, callbacks=(At(hook, nth),)))
         assert ended(killed) == -signal.SIGKILL

@@ -80,6 +80,7 @@ def test_language(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_translate(tmp_path: Path) -> None:
     pairs = [f"{a * n}{b}\t{b}{a * n}" for a in "abcdefgh" for b in "abcdefgh" for n in (1, 3)]
     (tmp_path / "pairs.tsv").write_text("\n".join(pairs) + "\n")

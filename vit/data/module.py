@@ -25,7 +25,7 @@ def place_of(trainer: L.Trainer) -> tuple[int, int]:
     """Epochs that are through, and batches of the next one that are done; when all are, validation may not be."""
     progress = trainer.fit_loop.epoch_progress.current
     within = progress.started > progress.processed
-    return progress.processed, trainer.fit_loop.epoch_loop.batch_progress.current.completed if within else 0
+    return progress.processed, trainer.fit_loop.epoch_loop.batch_progress.current.processed if within else 0
 
 
 class EpochData(L.LightningDataModule):
@@ -51,6 +51,8 @@ class EpochData(L.LightningDataModule):
         That holds between two steps, and nothing is saved within one.
         """
         epoch, batch = (self._epoch, self._batch) if self.trainer is None else place_of(self.trainer)
+        if batch and self.trainer is not None and batch == self.trainer.num_training_batches:
+            epoch, batch = epoch + 1, 0  # whatever is left of the epoch, no batch is
         return {"epoch": epoch, "batch": batch, "world": self._place()[1]}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
