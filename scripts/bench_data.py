@@ -4,16 +4,16 @@
 
 Same files, random-resized crop (area 8 to 100 %) to 224 x 224 and flip; of CIFAR-10 a padded crop of 32 x 32 and flip.
 Photographs as they are, and blown up to 12 megapixels; from their files, from a cache on disk and from one in memory,
-each short side 256. Each round times torchvision and ours in turn, in one process with one thread. Ratios above one are
-in our favour; beside them stand what bounds us (decoding alone, and copying what the cache holds) and the ratio that is
-meant to be reached.
+each short side 256. Each round times torchvision and ours in turn, batch by batch, in one process with one thread.
+Ratios above one are in our favour; beside them stand what bounds us (decoding alone, and copying what the cache holds)
+and the ratio that is meant to be reached.
 """
 
 import argparse
 import os
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -34,11 +34,13 @@ from vit.data.decode import decode
 from vit.data.folders import Sample
 from vit.data.sampling import Draw
 
-Work = Callable[[int], object]
+BATCH = 50
+Work = Callable[[Sequence[int]], object]
+"""what a loader asks a data set for: the pictures of these numbers"""
 
 
 def ours(paths: list[str], size: int, augment: AugmentConfig, cache: Cache) -> Work:
-    """What gives picture number i by our dataset, its cache filled."""
+    """Our dataset, its cache filled; a loader asks it for a whole batch."""
     dataset = ImageDataset(
         [Sample(path, 0) for path in paths],
         TrainingTransform(augment, Preprocessing((size, size), interpolation="bilinear")),
@@ -47,20 +49,22 @@ def ours(paths: list[str], size: int, augment: AugmentConfig, cache: Cache) -> W
     if cache != "none":
         for index in range(len(paths)):
             dataset[Draw(0, index, 0)]
-    return lambda number: dataset[Draw(1 + number // len(paths), number % len(paths), 0)]
+    return lambda numbers: dataset.__getitems__([Draw(1 + n // len(paths), n % len(paths), 0) for n in numbers])
 
 
 def torchvisions(paths: list[str], steps: list[v2.Transform]) -> Work:
-    """The same by torchvision."""
+    """The same by torchvision, which is asked for one after the other."""
     dataset = ImageFolder(Path(paths[0]).parents[1], v2.Compose([*steps, v2.PILToTensor()]))
     wanted = set(paths)
     dataset.samples = [sample for sample in dataset.samples if sample[0] in wanted]
-    return lambda number: dataset[number % len(paths)]
+    return lambda numbers: [dataset[number % len(paths)] for number in numbers]
 
 
 def rate(work: Work, pictures: int, numbers: Iterator[int]) -> float:
     """Pictures a second; each call goes on with the next pictures."""
-    return pictures / seconds(lambda: [work(number) for number in islice(numbers, pictures)])
+    chosen = list(islice(numbers, pictures))
+    batches = [chosen[start : start + BATCH] for start in range(0, pictures, BATCH)]
+    return pictures / seconds(lambda: [work(batch) for batch in batches])
 
 
 def compare(table: Table, name: str, works: tuple[Work, Work, Work], aim: float, rounds: int, pictures: int) -> None:
@@ -94,12 +98,12 @@ def files(folder: Path, most: int) -> list[str]:
 def copied(side: int) -> Work:
     """Copying as many bytes as the cache holds of a picture."""
     pixels = np.zeros((side, side * 4 // 3, 3), np.uint8)
-    return lambda number: pixels.copy()
+    return lambda numbers: [pixels.copy() for _ in numbers]
 
 
 def decoded(paths: list[str]) -> Work:
     """Decoding the whole picture, and nothing else."""
-    return lambda number: decode(paths[number % len(paths)])
+    return lambda numbers: [decode(paths[number % len(paths)]) for number in numbers]
 
 
 def main() -> None:

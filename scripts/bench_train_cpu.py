@@ -21,12 +21,12 @@ import torch
 from PIL import Image
 from timm.data import create_dataset, create_loader
 from timm.loss import LabelSmoothingCrossEntropy
-from timm.models.vision_transformer import VisionTransformer
 from timm.optim import create_optimizer_v2
 
 from bench_report import SPREAD, Table, add_json, in_turn, machine, unpack
+from bench_timm import timm_model
 from vit.cli.main import main as vit
-from vit.models.architecture import SIZES, parse_name
+from vit.models.architecture import SIZES
 
 
 def make_folder(target: Path, pictures: int) -> Path:
@@ -46,16 +46,7 @@ def make_folder(target: Path, pictures: int) -> Path:
 def timm_epochs(folder: Path, name: str, side: int, batch: int, workers: int, bf16: bool) -> float:
     """Images a second of the second epoch of timm's loop."""
     torch.manual_seed(0)
-    size, patch = parse_name(name)
-    model = VisionTransformer(
-        img_size=side,
-        patch_size=patch,
-        embed_dim=size.dim,
-        depth=size.depth,
-        num_heads=size.heads,
-        mlp_ratio=size.hidden / size.dim,
-        num_classes=10,
-    )
+    model = timm_model(name, side, 10)
     loader = create_loader(
         create_dataset("folder", root=str(folder), split="train", is_training=True),
         input_size=(3, side, side),

@@ -29,7 +29,6 @@ import timm
 import torch
 from timm.data import create_dataset, create_loader
 from timm.loss import LabelSmoothingCrossEntropy
-from timm.models.vision_transformer import VisionTransformer as TimmTransformer
 from timm.optim import create_optimizer_v2
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -43,6 +42,7 @@ from bench_report import (
     with_gpu_columns,
     write_json,
 )
+from bench_timm import timm_model
 from vit.cli.main import main as vit
 from vit.data.config import DataConfig, Preprocessing
 from vit.data.dataset import Batch
@@ -112,17 +112,7 @@ class TimmLoop:
     """One step after another, as timm's script takes them with --amp --amp-dtype bfloat16 --torchcompile."""
 
     def __init__(self, name: str, side: int, pool: Pool, drop_path: float) -> None:
-        size, patch = parse_name(name)
-        self.model = TimmTransformer(
-            img_size=side,
-            patch_size=patch,
-            embed_dim=size.dim,
-            depth=size.depth,
-            num_heads=size.heads,
-            mlp_ratio=size.hidden / size.dim,
-            num_classes=CLASSES,
-            drop_path_rate=drop_path,
-        ).cuda()
+        self.model = timm_model(name, side, CLASSES, drop_path_rate=drop_path).cuda()
         self.optimizer = create_optimizer_v2(self.model, opt="adamw", lr=1e-3, weight_decay=0.05)
         self.compiled = torch.compile(self.model)
         self.loss = LabelSmoothingCrossEntropy(0.1)
@@ -253,16 +243,7 @@ def cifar(folder: Path, name: str, batch: int, workers: int) -> dict[str, float]
         assert code == 0
         with open(f"{out}/run/metrics.csv", newline="") as file:
             ours = float(list(csv.DictReader(file))[2]["train/images_per_second"])
-    size, patch = parse_name(name)
-    model = TimmTransformer(
-        img_size=32,
-        patch_size=patch,
-        embed_dim=size.dim,
-        depth=size.depth,
-        num_heads=size.heads,
-        mlp_ratio=size.hidden / size.dim,
-        num_classes=10,
-    ).cuda()
+    model = timm_model(name, 32, 10).cuda()
     optimizer, compiled = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05), torch.compile(model)
     loader = create_loader(
         create_dataset("folder", root=str(folder / "train"), split="train", is_training=True),

@@ -109,27 +109,14 @@ def timm_side(folder: Path, minutes: float, seed: int, out: Path) -> None:
     import torch
     from timm.data import create_dataset, create_loader
     from timm.loss import LabelSmoothingCrossEntropy
-    from timm.models.vision_transformer import VisionTransformer
     from timm.optim import create_optimizer_v2
     from timm.utils import ModelEmaV3
 
-    from vit.models.architecture import parse_name
+    from bench_timm import timm_model
 
     torch.manual_seed(seed)
     torch.set_num_threads(1)
-    size, patch = parse_name(NAME)
-    model = VisionTransformer(
-        img_size=32,
-        patch_size=patch,
-        embed_dim=size.dim,
-        depth=size.depth,
-        num_heads=size.heads,
-        mlp_ratio=size.hidden / size.dim,
-        num_classes=10,
-        class_token=False,
-        global_pool="avg",
-        fc_norm=False,
-    )
+    model = timm_model(NAME, 32, 10, class_token=False, global_pool="avg", fc_norm=False)
     mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     shared: dict[str, Any] = {"input_size": (3, 32, 32), "mean": mean, "std": std, "device": torch.device("cpu")}
     loader = create_loader(
