@@ -188,6 +188,8 @@ def test_a_model_comes_back_from_its_file(kind: str, architecture: Any, network:
     assert type(again) is network
     assert again.architecture == model.architecture
     assert not again.training
+    for parameter in again.parameters():  # a tensor in a file lies anywhere, and MKL rounds by how memory is aligned
+        parameter.data = parameter.data.clone()
     inputs = {
         "language": (words(2, 5),),
         "text-encoder": (words(2, 5),),

@@ -232,6 +232,11 @@ class SharedOut(ModelParallelStrategy):
     def __init__(self) -> None:
         super().__init__(save_distributed_checkpoint=False)
 
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """As every strategy does: rank 0 writes, by the checkpoint plugin; Lightning's refuses `storage_options`."""
+        if self.is_global_zero:
+            self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
+
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         groups = load_checkpoint(Path(checkpoint_path))["optimizer_states"][0]["param_groups"]
         numbers = [number for group in groups for number in group["params"]]
