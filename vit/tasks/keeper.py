@@ -139,6 +139,8 @@ class Keeper(L.Callback):
         place = place_of(trainer)
         if place == self._place and self.last.is_file():
             return
+        if task.device_mesh is not None and trainer.global_step == 0:
+            return  # of weights that are shared out, torch would make the moments by a step of its own, which counts
         progress = trainer.fit_loop.epoch_loop.batch_progress.current
         if progress.started != progress.completed and progress.ready != progress.completed:
             return  # within a step: never, but a checkpoint of half a step would be wrong without a sign
