@@ -3,6 +3,7 @@
 import math
 import os
 import textwrap
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from typing import IO, Any
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+from PIL import Image
 
 from vit.errors import display_path
 from vit.evaluate.calibration import ReliabilityTable, expected_calibration_error
@@ -26,6 +28,8 @@ Target = str | os.PathLike[str] | IO[bytes]
 _NAMED = 60  # classes up to here are named along the axes, beyond they are numbered
 _COUNTED = 20  # classes up to here have their counts written into the cells
 _GALLERY = 36
+_DOTS = 150  # an inch
+_CELL, _LINE, _EDGE = 300, 21, 16  # pixels: side of a picture's place, height of a line, white around a gallery
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#D0D0D0"  # blue and orange: Okabe & Ito, safe for the colour-blind
 _OTHER_SCRIPTS = (  # matplotlib's own font knows no Chinese, Japanese, Korean or emoji; these do, where installed
     "Noto Sans CJK SC",
@@ -120,18 +124,32 @@ def gallery(pictures: Sequence[tuple[NDArray[np.uint8], str]], path: Target) -> 
     captions = [_caption(caption) for _, caption in pictures]
     columns = math.ceil(math.sqrt(len(pictures)))
     rows = math.ceil(len(pictures) / columns)
-    lines = max(caption.count("\n") + 1 for caption in captions)
-    figure = new_figure(2.0 * columns, (1.9 + 0.15 * lines) * rows)
-    figure.set_layout_engine("constrained", h_pad=0.08, w_pad=0.05)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    for axes, (image, _), caption in zip(grid.flat, pictures, captions, strict=False):
-        step = max(1, max(image.shape[:2]) // 600)  # large photographs are thinned: the canvas would take seconds each
-        axes.imshow(image[::step, ::step])
-        axes.set_anchor("N")  # captions of a row stand on one line, whatever shape the pictures have
-        axes.set_title(caption, fontsize=8, **name_style())
-    save_png(figure, path)
+    above = 12 + _LINE * max(caption.count("\n") + 1 for caption in captions)
+    cell = (_CELL + above, _CELL)
+    canvas = np.full((rows * cell[0] + 2 * _EDGE, columns * cell[1] + 2 * _EDGE, 3), 255, np.uint8)
+    height, width = canvas.shape[:2]
+    # the pictures are one image: axes of their own would take matplotlib a tenth of a second each
+    figure = new_figure(width / _DOTS, height / _DOTS)
+    figure.set_layout_engine("none")
+    style = name_style()
+    for place, ((image, _), caption) in enumerate(zip(pictures, captions, strict=True)):
+        row, column = divmod(place, columns)
+        top, left = _EDGE + row * cell[0], _EDGE + column * cell[1]
+        shown = _fitted(image, _CELL - 20)
+        down, across = top + above, left + (_CELL - shown.shape[1]) // 2
+        canvas[down : down + shown.shape[0], across : across + shown.shape[1]] = shown
+        middle, bottom = (left + _CELL / 2) / width, 1 - (down - 6) / height
+        figure.text(middle, bottom, caption, ha="center", va="bottom", fontsize=8, **style)
+    figure.figimage(canvas, origin="upper")
+    save_png(figure, path, tight=False)
+
+
+def _fitted(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """A picture [H, W, 3] whose longer side has `side` pixels."""
+    scale = side / max(image.shape[:2])
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    kind = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX
+    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size, kind))
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -141,12 +159,16 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def save_png(figure: Figure, path: Target) -> None:
-    """Write the PNG at 150 dots an inch and empty the figure, whose parts refer to each other."""
+def save_png(figure: Figure, path: Target, *, tight: bool = True) -> None:
+    """Write the PNG at 150 dots an inch and empty the figure, whose parts refer to each other.
+
+    `tight` cuts it, or lets it grow, to what is drawn.
+    """
     with warnings.catch_warnings():
         # a name in a script that no font here knows shows as boxes; that is no fault to stop for
         warnings.filterwarnings("ignore", message="Glyph .* missing from|Matplotlib currently does not support")
-        figure.savefig(path, format="png", dpi=150, bbox_inches="tight", pad_inches=0.15)
+        box: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.15} if tight else {}
+        figure.savefig(path, format="png", dpi=_DOTS, **box)
     figure.clear()
 
 
@@ -167,7 +189,10 @@ def shorten(text: str, width: int = 24) -> str:
 
 def _caption(text: str) -> str:
     """`text` wrapped to lines that fit over a picture, at most four."""
-    lines = [part for line in text.splitlines() for part in textwrap.wrap(display_path(line), 26) or [""]]
+    wide = any(unicodedata.east_asian_width(letter) in "WF" for letter in text)  # letters of twice the width
+    lines = [
+        part for line in text.splitlines() for part in textwrap.wrap(display_path(line), 16 if wide else 26) or [""]
+    ]
     return "\n".join(lines if len(lines) <= 4 else [*lines[:3], lines[3][:25] + "…"])
 
 

@@ -251,6 +251,8 @@ def initialise(model: nn.Module) -> None:
     | class token, head | 0 |
     | norms, LayerScale | 1 and 0; LayerScale its initial value |
     """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return  # no numbers yet; drawing them all the same would take torch a second of imports
     for module in model.modules():
         if isinstance(module, Attention):
             bound = math.sqrt(6 / (2 * module.dim))
