@@ -44,7 +44,7 @@ class Job:
 
 
 JOBS = {
-    "startup": Job("bench_startup.py", 1, "--repeats 5", "--repeats 1"),
+    "startup": Job("bench_startup.py", 1.5, "--repeats 3", "--repeats 1"),
     "train_cpu": Job("bench_train_cpu.py", 4.5, "--pictures 1280", "--repeats 1 --pictures 160 --precisions fp32"),
     "forward": Job(
         "bench_forward.py",
