@@ -19,12 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import create_dataset, create_loader
 from timm.loss import LabelSmoothingCrossEntropy
 from timm.optim import create_optimizer_v2
 
 from bench_report import SPREAD, Table, add_json, in_turn, machine, unpack
-from bench_timm import timm_model
+from bench_timm import timm_loader, timm_model
 from vit.cli.main import main as vit
 from vit.models.architecture import SIZES
 
@@ -47,18 +46,7 @@ def timm_epochs(folder: Path, name: str, side: int, batch: int, workers: int, bf
     """Images a second of the second epoch of timm's loop."""
     torch.manual_seed(0)
     model = timm_model(name, side, 10)
-    loader = create_loader(
-        create_dataset("folder", root=str(folder), split="train", is_training=True),
-        input_size=(3, side, side),
-        batch_size=batch,
-        is_training=True,
-        no_aug=False,
-        scale=(0.35, 1.0),
-        color_jitter=None,
-        num_workers=workers,
-        interpolation="bicubic",
-        device=torch.device("cpu"),
-    )
+    loader = timm_loader(folder, side, batch, workers, "cpu")
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05)
     loss_function = LabelSmoothingCrossEntropy(0.1)
     model.train()

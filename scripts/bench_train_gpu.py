@@ -27,7 +27,6 @@ from typing import Any
 import lightning as L
 import timm
 import torch
-from timm.data import create_dataset, create_loader
 from timm.loss import LabelSmoothingCrossEntropy
 from timm.optim import create_optimizer_v2
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -42,7 +41,7 @@ from bench_report import (
     with_gpu_columns,
     write_json,
 )
-from bench_timm import timm_model
+from bench_timm import timm_loader, timm_model
 from vit.cli.main import main as vit
 from vit.data.config import DataConfig, Preprocessing
 from vit.data.dataset import Batch
@@ -245,17 +244,7 @@ def cifar(folder: Path, name: str, batch: int, workers: int) -> dict[str, float]
             ours = float(list(csv.DictReader(file))[2]["train/images_per_second"])
     model = timm_model(name, 32, 10).cuda()
     optimizer, compiled = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05), torch.compile(model)
-    loader = create_loader(
-        create_dataset("folder", root=str(folder / "train"), split="train", is_training=True),
-        input_size=(3, 32, 32),
-        batch_size=batch,
-        is_training=True,
-        scale=(0.35, 1.0),
-        color_jitter=None,
-        num_workers=workers,
-        interpolation="bicubic",
-        device=torch.device("cuda"),
-    )
+    loader = timm_loader(folder / "train", 32, batch, workers, "cuda")
     loss_function = LabelSmoothingCrossEntropy(0.1)
     for _ in range(2):
         torch.cuda.synchronize()

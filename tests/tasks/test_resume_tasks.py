@@ -116,7 +116,6 @@ def test_ways_of_loading_and_stepping(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_shards(workers: int, tmp_path: Path) -> None:
-    pytest.importorskip("litdata")
     data = draw_folder(tmp_path / "data", side=48)
     done(lambda: cli(["data", "shard", str(data), "--out", str(tmp_path / "shards")]))
     words = ["train", str(tmp_path / "shards"), *EYES, f"--data.workers={workers}"]

@@ -79,7 +79,7 @@ class TrainingTransform:
         Raises UnreadableImage as `decode` does.
         """
         if self._fit is not None:
-            return self._varied(self._fit.read(source, max_pixels), seed)
+            return self._varied(self._fit.read(source, max_pixels), *self.view(*self.size, seed))
 
         def least(height: int, width: int) -> tuple[int, int]:
             view, _ = self.view(height, width, seed)
@@ -118,22 +118,21 @@ class TrainingTransform:
     def show(self, copy: Copy, seed: int) -> np.ndarray:
         """As calling does, of a picture that may be a smaller copy: the whole one's shape decides what is drawn."""
         if self._fit is not None:
-            return self._varied(self._fit.fit(copy), seed)
+            return self._varied(self._fit.fit(copy), *self.view(*self.size, seed))
         view, seed = self.view(*copy.full, seed)
         return self._coloured(cut_out(copy, view, self.size, self._interpolation), seed)
 
     def show_all(self, copies: Sequence[Copy], seeds: np.ndarray) -> np.ndarray:
         """As `show` does for copies that are fitted, not cut (not `parts`), of seeds uint64 [B] -> uint8 [B, h, w, 3].
 
-        Their views are drawn at once, which takes a small picture half of its time otherwise.
+        Their views are drawn at once: one by one, that takes small pictures longer than all else.
         """
         assert self._fit is not None
         seen = np.empty((len(copies), *self.size, 3), np.uint8)
         views = self.views(*self.size, seeds).tolist()
         colours = (uniform(seeds, DRAWN + 2) * 2**32).astype(np.int64).tolist()
         for place, (copy, numbers, colour) in enumerate(zip(copies, views, colours, strict=True)):
-            view = View(*numbers)
-            seen[place] = self._coloured(turned(self._shifted(self._fit.fit(copy), view), view), colour)
+            seen[place] = self._varied(self._fit.fit(copy), View(*numbers), colour)
         return seen
 
     def view(self, height: int, width: int, seed: int) -> tuple[View, int]:
@@ -163,9 +162,8 @@ class TrainingTransform:
     def _turns(self) -> tuple[float, float]:
         return self.augment.flip or 0.0, self.augment.vertical_flip
 
-    def _varied(self, image: np.ndarray, seed: int) -> np.ndarray:
-        """A fitted picture [h, w, 3], shifted, turned and coloured."""
-        view, seed = self.view(*self.size, seed)
+    def _varied(self, image: np.ndarray, view: View, seed: int) -> np.ndarray:
+        """A fitted picture [h, w, 3], shifted and turned as the view says, and coloured by the seed."""
         return self._coloured(turned(self._shifted(image, view), view), seed)
 
     def _coloured(self, image: np.ndarray, seed: int) -> np.ndarray:

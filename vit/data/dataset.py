@@ -112,10 +112,8 @@ class ImageDataset(Dataset[Loaded | Failed]):
     def __getitem__(self, draw: Draw) -> Loaded | Failed:
         try:
             image = self.pixels(draw, self.cache)
-        except UnreadableImage as error:
-            return Failed(draw.index, error.reason, self.transform.size)
-        except OSError as error:
-            return Failed(draw.index, error.strerror or str(error), self.transform.size)
+        except (UnreadableImage, OSError) as error:
+            return Failed(draw.index, reason_of(error), self.transform.size)
         return Loaded(as_tensor(image), int(self.labels[draw.index]), draw.index)
 
     def __getitems__(self, draws: Sequence[Draw]) -> list[Loaded | Failed]:
@@ -129,10 +127,8 @@ class ImageDataset(Dataset[Loaded | Failed]):
             try:
                 copies.append(self.kept(draw.index) if self.cache is None else self.keep(self.cache, draw.index))
                 found.append(None)
-            except UnreadableImage as error:
-                found.append(Failed(draw.index, error.reason, transform.size))
-            except OSError as error:
-                found.append(Failed(draw.index, error.strerror or str(error), transform.size))
+            except (UnreadableImage, OSError) as error:
+                found.append(Failed(draw.index, reason_of(error), transform.size))
         read = [draw for draw, item in zip(draws, found, strict=True) if item is None]
         epochs, indices, counts = np.array(read, np.uint64).reshape(-1, 3).T
         seeds = draw_seed(self.seed, epochs, indices, counts)
@@ -186,6 +182,11 @@ class ImageDataset(Dataset[Loaded | Failed]):
     def kept_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of what a cache keeps of a picture [H, W]."""
         return self.transform.kept_size(height, width)
+
+
+def reason_of(error: UnreadableImage | OSError) -> str:
+    """Why a picture could not be read, without its path."""
+    return error.reason if isinstance(error, UnreadableImage) else error.strerror or str(error)
 
 
 def picture_source(path: str) -> str | bytes:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vit.data.augment import TrainingTransform
-from vit.data.dataset import Batch, ImageDataset, patient
+from vit.data.dataset import Batch, ImageDataset, patient, reason_of
 from vit.data.decode import Copy
 from vit.data.device_policy import DevicePolicy
 from vit.data.normalise import as_tensor
@@ -91,7 +91,7 @@ class DeviceLoader:
         try:
             return self.dataset.kept(index)
         except (UnreadableImage, OSError) as error:
-            self._failures[index] = getattr(error, "reason", None) or str(error)
+            self._failures[index] = reason_of(error)
             return None
 
     def _drawn(self, indices: np.ndarray, copies: np.ndarray) -> "_Drawn":

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from vit.data.config import Preprocessing
 from vit.data.dataset import Batch
@@ -107,6 +106,8 @@ class Classify(Task):
     def on_validation_epoch_start(self) -> None:
         self.rows = Rows()
         if self.device_mesh is not None:
+            from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
             options = StateDictOptions(full_state_dict=True)
             state: dict[str, Any] = get_model_state_dict(super().evaluated, options=options)
             self.whole = [with_weights(self._network.architecture, state).eval()]
