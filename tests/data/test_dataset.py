@@ -1,9 +1,11 @@
 """Loading: broken pictures are named and never replaced, and workers change nothing but the speed."""
 
+import multiprocessing
 import os
 import pickle
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -21,11 +23,13 @@ from vit.data.dataset import (
     collate,
     evaluation_loader,
     image_loader,
+    patient,
     worker_count,
 )
 from vit.data.folders import Sample
 from vit.data.sampling import Draw, EpochSampler, ExactSampler
 from vit.data.transforms import EvaluationTransform
+from vit.errors import DataError
 
 PREPROCESSING = Preprocessing((16, 16))
 
@@ -243,3 +247,33 @@ def test_a_batch_is_what_its_pictures_are_one_by_one(crop, cached, broken):
         else:
             assert torch.equal(together.image, alone.image)
             assert (together.label, together.index) == (alone.label, alone.index)
+
+
+def test_a_batch_whose_worker_died_before_it_was_opened_is_an_error_that_names_it():
+    """The worker answers for the memory of its batch: without it the system only says that nobody is there."""
+
+    class Batches:
+        _timeout = 5
+
+        def __init__(self, error):
+            self._workers = [multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,)) for _ in "ab"]
+            self._error = error
+            for worker in self._workers:
+                worker.start()
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            self._workers[1].kill()
+            raise self._error
+
+    for error in (ConnectionRefusedError("refused"), EOFError()):
+        batches = Batches(error)
+        try:
+            with pytest.raises(DataError, match=rf"\(pid {batches._workers[1].pid}\) died; if memory ran out"):
+                next(patient(batches))
+        finally:
+            for worker in batches._workers:
+                worker.kill()
+                worker.join()

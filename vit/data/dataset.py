@@ -245,6 +245,11 @@ def patient(iterator: Iterator[Item]) -> Iterator[Item]:
                         watch.give_up()
                     if watch.told:
                         raise DataError(watch.told) from error
+                    if not isinstance(error, RuntimeError) and (dead := watch.dead()):  # torch names it otherwise
+                        raise DataError(
+                            f"a process that reads pictures (pid {dead}) died; if memory ran out, lower data.workers "
+                            "or data.batch_size; --resume goes on with the run"
+                        ) from error
                     raise
                 watch.since = None
             yield batch
@@ -272,6 +277,12 @@ class _Watch(threading.Thread):
             if since is not None and time.monotonic() - since > self.timeout + 1:  # torch's comes first where it can
                 self.give_up()
                 return
+
+    def dead(self) -> str:
+        """The processes that have ended, where a batch that one of them made could not be opened."""
+        for worker in self.workers:
+            worker.join(0.5)  # one that was killed just now takes a moment
+        return ", ".join(str(worker.pid) for worker in self.workers if worker.exitcode is not None)
 
     def give_up(self) -> None:
         """Note which processes there were, and end them: they would not when asked."""
