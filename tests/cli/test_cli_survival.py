@@ -201,6 +201,23 @@ def test_a_second_run_in_a_folder_is_refused_and_a_lock_that_was_left_is_not_hee
     assert not (out / ".lock").exists()
 
 
+def test_a_run_that_was_killed_before_it_saved_anything_begins_again_by_the_same_command(
+    start: Any, refused: Any, colours: Path, tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    out = tmp_path / "run"
+    words = ["train", colours, *EYES, "--train.epochs=3", "--data.workers=0", "--out", out]
+    assert start(*words, on_train_batch_start=nth(0, to_itself(signal.SIGKILL))).ended()[0] == -signal.SIGKILL
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == []
+    (out / "notes.txt").write_text("mine", encoding="utf-8")
+    assert refused(*words, code=2) == f"vit: --out {out}: not empty; name another, or empty it\n"
+    assert (out / "split.csv").is_file()
+    (out / "notes.txt").unlink()
+    before = (out / "log.txt").read_text(encoding="utf-8")
+    assert start(*words).ended() == (0, "")
+    assert_same(whole, left(out))
+    assert (out / "log.txt").read_text(encoding="utf-8").startswith(before)
+
+
 DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "cut": (lambda b: b[: len(b) // 2], "cut, damaged, or no checkpoint at all"),
     "empty": (lambda b: b"", "empty file"),

@@ -17,7 +17,7 @@ from vit.models.build import start_from
 from vit.models.file import read_model
 from vit.models.vision import VisionTransformer
 from vit.tasks.config import Config, OptimConfig, TrainConfig, TuneConfig
-from vit.tasks.run import make_task, make_trainer, set_up
+from vit.tasks.run import make_task, set_up
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +87,6 @@ def test_strategies_that_split_the_model_are_refused_but_for_one() -> None:
         TrainConfig(strategy="deepspeed_stage_3")
     with pytest.raises(ConfigError, match=r"^train.compile: is not for fsdp, got True$"):
         TrainConfig(strategy="fsdp", compile=True)
-    with pytest.raises(ConfigError, match=r"^train.strategy: is for training; evaluate with ddp, got 'fsdp'$"):
-        make_trainer(tiny(train={"strategy": "fsdp"}), run=None)
 
 
 def test_a_run_that_starts_from_another_keeps_its_colours_and_a_head_that_fits(colours: Path, tmp_path: Path) -> None:

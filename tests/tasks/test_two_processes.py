@@ -16,12 +16,11 @@ from tiny_runs import draw_folder, tiny, train
 
 from vit.api import load
 from vit.data.folders import list_evaluation
-from vit.data.module import ImageFolderData
 from vit.errors import ConfigError
 from vit.models.build import build_network
 from vit.models.file import read_model
-from vit.tasks.classify import Classify
-from vit.tasks.run import SharedOut, make_trainer
+from vit.tasks.evaluation import evaluate
+from vit.tasks.run import SharedOut
 
 PROGRAM = Path(__file__).with_name("two_processes.py")
 STEPS = Path(__file__).with_name("same_steps.py")
@@ -64,14 +63,9 @@ def test_an_odd_number_of_pictures_is_evaluated_once_each_with_the_numbers_of_on
 
     file = read_model(tmp_path / "run" / "checkpoints" / "last.ckpt")
     config = tiny(data={"batch_size": 2})
-    task = Classify(build_network(file, "raw"), file.classes, load(tmp_path / "run").preprocessing, config)
     listing = list_evaluation(data, file.classes, split="val")
-    listing.splits = {"test": listing.splits["val"]}
-    trainer = make_trainer(config, run=None)
-    trainer.test(
-        task, datamodule=ImageFolderData(listing, config.data, config.augment, task.preprocessing, 0), verbose=False
-    )
-    rows = task.gathered
+    preprocessing = load(tmp_path / "run").preprocessing
+    rows = evaluate(build_network(file, "raw"), listing.splits["val"], preprocessing, config, len(file.classes))
     assert found[0]["tested"]["labels"] == rows.predictions.labels.tolist()
     assert found[0]["tested"]["losses"] == pytest.approx(rows.predictions.losses.tolist(), rel=1e-6)
     assert found[0]["trained"]["accuracy"] == float((rows.predictions.labels == rows.predictions.top[:, 0]).mean())

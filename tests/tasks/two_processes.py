@@ -12,9 +12,8 @@ import torch
 from tiny_runs import tiny, train
 
 from vit.data.folders import list_evaluation
-from vit.data.module import ImageFolderData
-from vit.tasks.classify import Classify
-from vit.tasks.run import make_trainer
+from vit.models.vision import VisionTransformer
+from vit.tasks.evaluation import evaluate
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
@@ -25,12 +24,8 @@ if __name__ == "__main__":
     trained = {"val": task.gathered.indices.tolist(), "accuracy": float(trainer.callback_metrics["val/accuracy"])}
 
     listing = list_evaluation(data, setup.listing.classes, split="val")
-    listing.splits = {"test": listing.splits["val"]}
-    task = Classify(task.network, setup.listing.classes, setup.preprocessing, config)
-    tester = make_trainer(config, run=None)
-    loaders = ImageFolderData(listing, config.data, config.augment, setup.preprocessing, 0)
-    tester.test(task, datamodule=loaders, verbose=False)
-    rows = task.gathered
+    assert isinstance(task.network, VisionTransformer)
+    rows = evaluate(task.network, listing.splits["val"], setup.preprocessing, config, len(listing.classes))
     tested = {
         "indices": rows.indices.tolist(),
         "labels": rows.predictions.labels.tolist(),

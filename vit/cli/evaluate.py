@@ -1,11 +1,13 @@
 """`vit evaluate MODEL DATA`."""
 
+import argparse
 import contextlib
 import csv
 import json
 import logging
+import re
+import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from vit.tasks.config import Config, TrainConfig
 
 if TYPE_CHECKING:
     from vit.data.folders import Listing, Sample
+    from vit.models.file import ModelFile
     from vit.tasks.rows import Gathered
 
 log = logging.getLogger("vit")
@@ -33,105 +36,83 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--workers", type=int, default=-1, help="processes that decode pictures (-1: by cores)")
     parser.add_argument("--accelerator", choices=("auto", "cpu", "gpu", "mps"), default="auto")
-    parser.add_argument("--devices", default="auto")
-    parser.add_argument("--strategy", default="auto")
+    parser.add_argument("--devices", default="auto", help="how many share classification out (auto: all GPUs)")
     parser.add_argument("--beams", type=int, default=4, help="of models that write (default: 4)")
     parser.add_argument("--java", action="store_true", help="METEOR of captions too, by pycocoevalcap's Java program")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32")
     options = parser.parse_args(argv)
     config = Config(
         data=DataConfig(batch_size=options.batch_size, workers=options.workers),
-        train=TrainConfig(
-            accelerator=options.accelerator,
-            devices=options.devices,
-            strategy=options.strategy,
-            precision=options.precision,
-        ),
+        train=TrainConfig(accelerator=options.accelerator, precision=options.precision),
     )
     if options.beams < 1:
         parser.error("--beams must be at least 1")
-    return evaluate(
+    if options.devices != "auto" and not re.fullmatch(r"[1-9]\d*", options.devices):
+        parser.error("--devices must be auto or a number")
+    from vit.models.sources import load_model
+
+    file = load_model(options.model)
+    run = _run_of(Path(options.model))
+    folder = Path(options.out) if options.out else (run or Path()) / "evaluation" / Path(options.data).resolve().stem
+    if file.kind in ("classifier", "text-encoder"):
+        return _evaluate_pictures(file, run, folder, options, config, ["evaluate", *argv])
+    from vit.cli.evaluate_words import evaluate_words
+    from vit.tasks.devices import device_for
+
+    announce(file)
+    return evaluate_words(
+        file,
         options.model,
         options.data,
-        config,
-        out=options.out,
+        folder,
         split=options.split,
         weights=options.weights,
+        batch_size=options.batch_size,
+        device=device_for(options.accelerator),
         beams=options.beams,
         java=options.java,
     )
 
 
-def evaluate(
-    model: str,
-    data: str,
-    config: Config,
-    *,
-    out: str | None = None,
-    split: str | None = None,
-    weights: Any = None,
-    beams: int = 4,
-    java: bool = False,
+def _evaluate_pictures(
+    file: "ModelFile", run: Path | None, folder: Path, options: argparse.Namespace, config: Config, words: list[str]
 ) -> int:
-    """Evaluate `model` on `data`; the report goes to `out`. Returns the exit code."""
+    """A classifier on the pictures of DATA; `words` is the command, for the other processes of several devices."""
     from vit.data.folders import list_evaluation
     from vit.models.build import build_network
-    from vit.models.sources import load_model
+    from vit.tasks.devices import devices_for, in_company, start_company
+    from vit.tasks.evaluation import evaluate
 
-    run = _run_of(Path(model))
-    folder = Path(out) if out else (run or Path()) / "evaluation" / Path(data).resolve().stem
-    file = load_model(model)
-    if file.kind not in ("classifier", "text-encoder"):
-        from vit.cli.evaluate_words import evaluate_words
-        from vit.tasks.tune import device_for
-
-        announce(file)
-        return evaluate_words(
-            file,
-            model,
-            data,
-            folder,
-            split=split,
-            weights=weights,
-            batch_size=config.data.batch_size,
-            device=device_for(config.train.accelerator),
-            beams=beams,
-            java=java,
-        )
     if not file.classes:
         remedy = "`vit train DATA --model.init MODEL` gives it yours"
-        raise ConfigError(f"{display_path(model)}: no classes to evaluate; {remedy}")
-    announce(file)
-    network = build_network(file, weights, source=model)
-    listing = list_evaluation(data, file.classes, split=split)
+        raise ConfigError(f"{display_path(options.model)}: no classes to evaluate; {remedy}")
+    network = build_network(file, options.weights, source=options.model)
+    listing = list_evaluation(options.data, file.classes, split=options.split)
     try:  # now, not after an hour
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {display_path(folder)}: {(error.strerror or str(error)).lower()}") from error
-    from vit.cli.quiet import quiet_lightning, signals_as_errors
-
-    quiet_lightning()
-    from vit.data.module import ImageFolderData
-    from vit.tasks.classify import Classify
-    from vit.tasks.run import make_trainer
-
+    devices = devices_for(options.accelerator, options.devices)
+    if devices > 1:
+        return start_company(devices, words)
     (name, samples), *_ = listing.splits.items()
     preprocessing = Preprocessing.from_json(file.preprocessing)
-    task = Classify(network, file.classes, preprocessing, config)
-    trainer = make_trainer(config, run=None)
-    loaders = ImageFolderData(replace(listing, splits={"test": samples}), config.data, config.augment, preprocessing, 0)
-    with signals_as_errors():
-        trainer.test(task, datamodule=loaders, verbose=False)
-    if trainer.is_global_zero:
+    with in_company() as rank:
+        if rank == 0:
+            announce(file)
+        started = time.perf_counter()
+        gathered = evaluate(network, samples, preprocessing, config, len(file.classes))
+        seconds = time.perf_counter() - started
+    if rank == 0:
         facts = {
-            "model": str(model),
-            "weights": weights or ("raw" if file.ema is None else "ema"),
-            "data": str(data),
+            "model": str(options.model),
+            "weights": options.weights or ("raw" if file.ema is None else "ema"),
+            "data": str(options.data),
             "split": name,
-            "images_per_second": round(len(task.gathered.indices) / task.test_seconds, 1),
-            "seen_in_training": _seen(run, [samples[i] for i in task.gathered.indices]),
+            "images_per_second": round(len(gathered.indices) / seconds, 1),
+            "seen_in_training": _seen(run, [samples[i] for i in gathered.indices]),
         }
-        _report(folder, facts, task.gathered, samples, file.classes, listing, preprocessing)
+        _report(folder, facts, gathered, samples, file.classes, listing, preprocessing)
     return 0
 
 

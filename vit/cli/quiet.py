@@ -1,12 +1,7 @@
 """Keep libraries from talking over us."""
 
-import contextlib
 import logging
-import signal
 import warnings
-from collections.abc import Iterator
-
-from vit.errors import Interrupted
 
 
 def quiet_lightning() -> None:
@@ -27,18 +22,3 @@ def quiet_lightning() -> None:
         ".*IterableDataset. has .__len__. defined.*",
     ):
         warnings.filterwarnings("ignore", message=message)
-
-
-@contextlib.contextmanager
-def signals_as_errors() -> Iterator[None]:
-    """Lightning ends the process by itself at a signal, with exit code 0 or 1; here it becomes `Interrupted`."""
-    from lightning.pytorch.utilities.exceptions import SIGTERMException
-
-    try:
-        yield
-    except SIGTERMException as error:
-        raise Interrupted(signal.SIGTERM, "terminated") from error
-    except SystemExit as error:
-        if not isinstance(error.__context__, KeyboardInterrupt):
-            raise
-        raise Interrupted(signal.SIGINT, "interrupted") from error

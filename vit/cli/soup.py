@@ -72,7 +72,8 @@ def _scorer(file: "ModelFile", data: str, split: str, config: Config) -> "Callab
     """A function from weights to their accuracy on the pictures of a split, which it also tells."""
     from vit.data.folders import list_evaluation
     from vit.models.build import build_network
-    from vit.tasks.tune import device_for, outputs_of
+    from vit.tasks.devices import device_for
+    from vit.tasks.evaluation import outputs_of
 
     (samples,) = list_evaluation(data, file.classes, split=split).splits.values()
     preprocessing = Preprocessing.from_json(file.preprocessing)

@@ -187,7 +187,7 @@ def _resumed_config(out: str | None, files: list[str], words: list[str]) -> tupl
         raise ConfigError("--resume needs --out RUN, the folder of the run to continue")
     run = Path(out)
     if not _has_checkpoint(run):
-        raise ConfigError(f"--resume: {display_path(run)} holds no {LAST} to continue from")
+        raise ConfigError(f"--resume: {display_path(run)} holds no {LAST} to continue from; begin without --resume")
     before = compose([str(run / "config.yaml")], [])
     after = compose([str(run / "config.yaml"), *files], words)
     # what the run settled for itself may be left open still in the files it came from

@@ -90,7 +90,7 @@ class EpochData(L.LightningDataModule):
 
 
 class ImageFolderData(EpochData):
-    """Training, validation and test batches of one listing."""
+    """Training and validation batches of one listing."""
 
     def __init__(
         self, listing: Listing, data: DataConfig, augment: AugmentConfig, preprocessing: Preprocessing, seed: int
@@ -138,25 +138,15 @@ class ImageFolderData(EpochData):
 
     def val_dataloader(self) -> "DataLoader[Batch] | DeviceLoader":
         """Every validation picture once over all devices."""
-        return self._evaluation_loader("val")
-
-    def test_dataloader(self) -> "DataLoader[Batch] | DeviceLoader":
-        """Every test picture once over all devices."""
-        return self._evaluation_loader("test")
-
-    def _evaluation_loader(self, split: str) -> "DataLoader[Batch] | DeviceLoader":
         rank, world = self._place()
-        samples = self._samples(split)
+        samples = self._samples("val")
         if len(samples) < world:  # Lightning would wait for ever for the device without any
-            raise DataError(
-                f"{display_path(self.listing.root)}: {len(samples)} pictures for {split} on {world} devices"
-            )
+            raise DataError(f"{display_path(self.listing.root)}: {len(samples)} pictures for val on {world} devices")
         dataset = ImageDataset(samples, EvaluationTransform(self.preprocessing), max_pixels=self._data.max_pixels)
         sampler = ExactSampler(len(samples), rank=rank, world=world)
-        if split == "val":  # the others are read once
-            self._keep(dataset, split)
-            if self._data.cache == "device":
-                return self._on_device(dataset, sampler)
+        self._keep(dataset, "val")
+        if self._data.cache == "device":
+            return self._on_device(dataset, sampler)
         return image_loader(
             dataset,
             sampler,

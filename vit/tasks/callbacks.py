@@ -79,15 +79,6 @@ class Progress(L.Callback):
         with tqdm.external_write_mode(file=sys.stdout):  # the bar steps aside
             log.info("   ".join(parts))
 
-    def on_test_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        if trainer.is_global_zero and sys.stderr.isatty():
-            batches = int(sum(trainer.num_test_batches))
-            self.bar = tqdm(total=batches, unit=" batches", dynamic_ncols=True, leave=False, delay=2)
-
-    def on_test_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if self.bar is not None:
-            self.bar.update()
-
     def teardown(self, trainer: L.Trainer, task: L.LightningModule, stage: str) -> None:
         if self.bar is not None:
             self.bar.close()

@@ -1,7 +1,6 @@
 """Image classification."""
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -27,7 +26,7 @@ from vit.tasks.rows import Rows
 class Classify(Task):
     """One class a picture, by cross-entropy or by a yes or no for every class.
 
-    `counts` holds the training pictures of each class, for `loss.class_weights: balanced`. After validation or test,
+    `counts` holds the training pictures of each class, for `loss.class_weights: balanced`. After validation,
     `gathered` holds the result rows of all processes.
     """
 
@@ -133,16 +132,6 @@ class Classify(Task):
         for name in ("loss", "top1", "top5", "balanced_accuracy", "macro_f1"):
             shown = "accuracy" if name == "top1" else name
             self.log(f"val/{shown}", metrics[name], sync_dist=True)
-
-    def on_test_epoch_start(self) -> None:
-        self.rows = Rows()
-        self.test_started = time.perf_counter()
-
-    test_step = validation_step
-
-    def on_test_epoch_end(self) -> None:
-        self.gathered = self.rows.gather(len(self.classes))
-        self.test_seconds = time.perf_counter() - self.test_started
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Beside the state, what `vit.load` needs: a checkpoint is a model too."""

@@ -117,8 +117,8 @@ class Keeper(L.Callback):
     def told(self, number: int) -> Interrupted:
         """What to tell the user, and the exit code, after the signal that ended the run."""
         if self._place is None:
-            where = f"before training began; {self._remedy()}" if self.last.is_file() else "before training began"
-            return Interrupted(number, f"stopped {where}")
+            remedy = self._remedy() if self.last.is_file() else "the same command begins again"
+            return Interrupted(number, f"stopped before training began; {remedy}")
         epoch, batch = self._place
         place = f"in epoch {epoch + 1} after batch {batch}" if batch else f"in epoch {epoch + 1} before its first batch"
         return Interrupted(number, f"stopped {place}; {self._remedy()}")

@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
@@ -27,7 +28,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit.data.caching import choose_cache
-from vit.data.config import Preprocessing, require
+from vit.data.config import Preprocessing
 from vit.data.dataset import ImageDataset
 from vit.data.decode import picture_size
 from vit.data.folders import Listing, Sample, write_split
@@ -45,7 +46,8 @@ from vit.tasks.base import Task
 from vit.tasks.callbacks import Finite, MetricsFile, Pictures, Progress, Samples, Speed
 from vit.tasks.checkpoints import WholeCheckpoints, newest_whole
 from vit.tasks.classify import Classify
-from vit.tasks.config import Config, TrainConfig
+from vit.tasks.config import Config
+from vit.tasks.devices import settled_precision
 from vit.tasks.keeper import Best, Keeper, Patience, rewind
 from vit.tasks.lock import LOCK
 from vit.tasks.rows import from_all_processes
@@ -193,8 +195,8 @@ def make_task(setup: Setup, network: VisionTransformer | None = None) -> Classif
     return task
 
 
-def make_trainer(config: Config, run: Path | None) -> L.Trainer:
-    """Lightning's Trainer for a run folder; without one, a trainer that only evaluates."""
+def make_trainer(config: Config, run: Path) -> L.Trainer:
+    """Lightning's Trainer for a run folder."""
     train = config.train
     shared: dict[str, Any] = {
         "accelerator": train.accelerator,
@@ -207,9 +209,6 @@ def make_trainer(config: Config, run: Path | None) -> L.Trainer:
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
     }
-    if run is None:
-        require(train.strategy != "fsdp", "train.strategy", train.strategy, "is for training; evaluate with ddp")
-        return _trainer(logger=False, enable_checkpointing=False, callbacks=[Progress()], **shared)
     return _trainer(
         max_epochs=train.epochs,
         accumulate_grad_batches=train.accumulate,
@@ -251,14 +250,6 @@ def _trainer(**options: Any) -> L.Trainer:
         return L.Trainer(**options)
     except (MisconfigurationException, ValueError) as error:
         raise ConfigError(f"train.accelerator, devices or strategy: {' '.join(str(error).split())}") from error
-
-
-def settled_precision(train: TrainConfig) -> Literal["fp32", "bf16", "fp16"]:
-    """`auto` is bf16 where a GPU has it, else fp32."""
-    if train.precision != "auto":
-        return train.precision
-    on_gpu = train.accelerator in ("auto", "gpu") and torch.cuda.is_available()
-    return "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 def fit(setup: Setup, run: Path, trainer: L.Trainer, task: Classify, *, resume: Path | None = None) -> None:
@@ -320,9 +311,22 @@ def export(run: Path) -> ModelFile:
     return model
 
 
+_BEGUN = {"config.yaml", "classes.json", "split.csv", "data.json", "tokenizer.json", "environment.json"}
+_BEGUN |= {"checkpoints", "tensorboard", "metrics.csv", "log.txt", LOCK}
+
+
 def prepare_folder(run: Path) -> None:
-    """Make an empty run folder. Raises ConfigError where there is something in it already."""
-    if run.is_dir() and any(entry.name != LOCK for entry in run.iterdir()):
+    """Make an empty run folder; that of a run which ended before it saved anything keeps its log alone.
+
+    Raises ConfigError where there is something else in it already.
+    """
+    if _only_begun(run):
+        for entry in run.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name not in (LOCK, "log.txt"):
+                entry.unlink()
+    elif run.is_dir() and any(entry.name != LOCK for entry in run.iterdir()):
         saved = (run / "checkpoints" / "last.ckpt").is_file()
         remedy = "name another, or go on with its run by --resume" if saved else "name another, or empty it"
         raise ConfigError(f"--out {display_path(run)}: not empty; {remedy}")
@@ -332,6 +336,14 @@ def prepare_folder(run: Path) -> None:
         (run / "checkpoints" / ".writable").unlink()
     except OSError as error:
         raise ConfigError(f"--out {display_path(run)}: {(error.strerror or str(error)).lower()}") from error
+
+
+def _only_begun(run: Path) -> bool:
+    """Whether a folder holds what a run writes before its first checkpoint, and nothing else."""
+    if not (run / "checkpoints").is_dir() or not (run / "log.txt").is_file():
+        return False
+    kept = [path for path in (run / "checkpoints").iterdir() if not path.name.endswith(".part")]
+    return not kept and all(entry.name in _BEGUN or entry.name.endswith(".part") for entry in run.iterdir())
 
 
 def describe_folder(setup: Setup, run: Path, config_yaml: str) -> None:

@@ -2,10 +2,8 @@
 
 import csv
 import logging
-import os
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,19 +11,17 @@ from typing import TYPE_CHECKING
 import lightning as L
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from vit.data.config import Preprocessing
-from vit.data.dataset import evaluation_loader
 from vit.data.folders import Sample
-from vit.data.normalise import Normalise
-from vit.errors import ConfigError, DataError
+from vit.errors import ConfigError
 from vit.evaluate.knn import knn_logits
 from vit.evaluate.probe import Probe, best_probe, fit_probes
 from vit.models.file import classifier_file, save_model
 from vit.models.vision import VisionTransformer
 from vit.nn import add_lora
-from vit.tasks.config import Config, TuneConfig
+from vit.tasks.config import TuneConfig
+from vit.tasks.devices import device_for
+from vit.tasks.evaluation import outputs_of
 
 if TYPE_CHECKING:
     from vit.tasks.run import Setup
@@ -82,33 +78,6 @@ def features_of(network: VisionTransformer, samples: Sequence[Sample], setup: "S
     outputs = outputs_of(network.features, samples, setup.preprocessing, setup.config)
     network.train(training)
     return outputs
-
-
-def outputs_of(
-    compute: Callable[[Tensor], Tensor], samples: Sequence[Sample], preprocessing: Preprocessing, config: Config
-) -> tuple[Tensor, Tensor]:
-    """What `compute` makes of pictures, prepared as for evaluation: outputs [N, ...], labels [N], on the CPU.
-
-    Unreadable pictures are left out, and counted. Raises DataError where none can be read.
-    """
-    device = device_for(config.train.accelerator)
-    workers, size, limit = config.data.workers, config.data.batch_size, config.data.max_pixels
-    loader = evaluation_loader(samples, preprocessing, batch_size=size, workers=workers, max_pixels=limit)
-    normalise = Normalise(preprocessing).to(device)
-    parts, labels, failed = [], [], 0
-    bar = tqdm(total=len(samples), unit=" images", delay=2, disable=not sys.stderr.isatty(), leave=False)
-    with torch.inference_mode(), bar:
-        for batch in loader:
-            bar.update(size)
-            failed += len(batch.failures)
-            if len(batch):
-                parts.append(compute(normalise(batch.images.to(device))).float().cpu())
-                labels.append(batch.labels)
-    if failed:
-        log.info("left out   %d unreadable pictures", failed)
-    if not parts:
-        raise DataError("none of the pictures could be read; `vit data check` names the reasons")
-    return torch.cat(parts), torch.cat(labels)
 
 
 def fit_head(network: VisionTransformer, setup: "Setup", *, to_go_on: bool = False) -> list[Probe]:
@@ -180,10 +149,3 @@ def run_knn(network: VisionTransformer, setup: "Setup", run: Path) -> None:
             table.writerow([neighbours, *(f"{accuracy:.6f}" for accuracy in found.values())])
             shown = "   ".join(f"{name} accuracy {100 * accuracy:.2f} %" for name, accuracy in found.items())
             log.info("%3d neighbours   %s", neighbours, shown)
-
-
-def device_for(accelerator: str) -> str:
-    """The device of `train.accelerator` for work that needs but one."""
-    if accelerator in ("auto", "gpu") and torch.cuda.is_available():
-        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # each of several processes has its own
-    return "mps" if accelerator in ("auto", "mps") and torch.backends.mps.is_available() else "cpu"

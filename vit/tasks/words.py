@@ -32,8 +32,9 @@ from vit.models.text import LanguageModel, TextTransformer
 from vit.models.text_architecture import EncoderDecoderArchitecture, FusionArchitecture, TextArchitecture
 from vit.models.vision import VisionTransformer
 from vit.tasks.config import Config
+from vit.tasks.devices import settled_precision
 from vit.tasks.fuse import Fuse
-from vit.tasks.run import settle_cache, settle_encoder, settled_precision, typical_side
+from vit.tasks.run import settle_cache, settle_encoder, typical_side
 from vit.tasks.write import Write
 
 log = logging.getLogger("vit")
