@@ -206,7 +206,7 @@ def test_a_run_that_was_killed_before_it_saved_anything_begins_again_by_the_same
 ) -> None:
     out = tmp_path / "run"
     words = ["train", colours, *EYES, "--train.epochs=3", "--data.workers=0", "--out", out]
-    assert start(*words, on_train_batch_start=nth(0, to_itself(signal.SIGKILL))).ended()[0] == -signal.SIGKILL
+    assert start(*words, on_train_start=nth(0, to_itself(signal.SIGKILL))).ended()[0] == -signal.SIGKILL
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == []
     (out / "notes.txt").write_text("mine", encoding="utf-8")
     assert refused(*words, code=2) == f"vit: --out {out}: not empty; name another, or empty it\n"
