@@ -45,6 +45,14 @@ class ModelFileError(VitError):
     """A model file or checkpoint that is damaged, of another kind, or not a model at all."""
 
 
+class OutOfMemory(VitError):
+    """Memory ran out in training; `again`: whether the last checkpoint, or none, is where an epoch begins."""
+
+    def __init__(self, message: str, *, again: bool) -> None:
+        super().__init__(message)
+        self.again = again
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out, in whichever words Python and torch say so."""
     text = str(error).lower()

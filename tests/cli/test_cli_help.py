@@ -32,7 +32,7 @@ schedule.name schedule.unit schedule.warmup schedule.final schedule.decay_fracti
 loss.name loss.smoothing loss.whole loss.class_weights
 train.epochs train.seed train.accelerator train.devices train.nodes train.strategy train.precision train.compile
 train.accumulate train.checkpointing train.ema train.monitor train.patience train.validate_every train.save_minutes
-train.save_steps train.keep train.on_nan train.nan_limit
+train.save_steps train.keep train.on_nan train.nan_limit train.on_memory
 tune.method tune.probe_first tune.freeze tune.unfreeze_after tune.lora_rank tune.lora_alpha tune.probe_rates
 tune.probe_epochs tune.neighbours
 text.tokenizer text.vocabulary text.length text.dim text.depth text.heads text.hidden text.positions text.rope

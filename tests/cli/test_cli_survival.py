@@ -1,5 +1,6 @@
 """A run that is stopped by a signal, a fault or another run: what it says, its exit code, and that it goes on."""
 
+import csv
 import json
 import os
 import signal
@@ -344,9 +345,35 @@ def test_memory_that_runs_out_names_what_to_lower(start: Any, colours: Path, tmp
     code, err = start(*words, on_train_batch_end=demand).ended()
     assert (code, err) == (
         1,
-        "vit: out of memory with data.batch_size 4; 2 with train.accumulate 2 keeps the batch of a step, "
-        "or set train.checkpointing true\n",
+        "vit: out of memory with data.batch_size 4; 2 with train.accumulate 2 keeps the batch of a step "
+        "(train.on_memory halve does so by itself), or set train.checkpointing true\n",
     )
+
+
+def test_batches_that_do_not_fit_are_halved_where_asked_and_a_step_keeps_its_pictures(
+    start: Any, refused: Any, colours: Path, tmp_path: Path
+) -> None:
+    def demand(trainer: Any, task: Any, batch: Any, index: int) -> None:
+        import torch
+
+        if len(batch) > (2 if trainer.current_epoch else 4):  # the second epoch takes more
+            torch.empty(1 << 46)
+
+    few = [word for word in EYES if "batch_size" not in word] + ["--train.epochs=2", "--data.workers=0"]
+    words = ["train", colours, *few, "--data.batch_size=8", "--train.on_memory=halve", "--out", tmp_path / "run"]
+    run = start(*words, on_train_batch_start=demand)
+    assert run.ended() == (0, "")
+    told = run.out.read_text()
+    assert [f"data.batch_size is {n} now" in told for n in (4, 2, 1)] == [True, True, False]
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text(encoding="utf-8").splitlines()))
+    assert [(row["epoch"], row["step"]) for row in rows] == [("1", "3"), ("2", "6")]  # 24 pictures, 8 a step
+    saved = (tmp_path / "run" / "config.yaml").read_text(encoding="utf-8")
+    assert "batch_size: 2\n" in saved
+    assert "accumulate: 4\n" in saved
+    # the job's own words go on with what the run settled
+    assert start(*words, "--train.epochs=3", "--resume").ended() == (0, "")
+    message = refused("train", "--out", tmp_path / "run", "--resume", "--data.batch_size=16", code=2)
+    assert message.startswith("vit: --resume: data.batch_size is 2 in the run and 16 now"), message
 
 
 def test_a_full_disk_costs_nothing_that_was_kept(

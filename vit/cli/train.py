@@ -1,6 +1,7 @@
 """`vit train DATA`."""
 
 import contextlib
+import gc
 import json
 import logging
 import multiprocessing
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vit.cli.config import compose, config_parser, leaf_keys, to_yaml
-from vit.errors import ConfigError, Interrupted, display_path
+from vit.errors import ConfigError, Interrupted, OutOfMemory, display_path
 from vit.files import read_json, write_text
 from vit.signals import signals
 from vit.tasks.config import Config
@@ -93,24 +94,46 @@ def _main(argv: list[str]) -> int:
         raise ConfigError("DATA is missing; see vit train --help")
     if len(data) > 1:
         raise ConfigError(f"vit train takes one DATA, got {len(data)}: {', '.join(map(display_path, data))}")
-    if config.task != "classify":
-        from vit.cli.train_words import train_words
+    run = run_folder(data[0] if data else None, out, config)
+    while True:
+        try:
+            return _train(data[0] if data else None, config, run, resume=resume, changes=changes)
+        except OutOfMemory as error:
+            if config.train.on_memory == "stop" or config.data.batch_size == 1 or not error.again:
+                raise
+        config, resume, changes = _halved(config), (run / LAST).is_file(), []
+        log.info("memory     ran out; data.batch_size is %d now", config.data.batch_size)
 
-        return train_words(data[0] if data else None, config, out=out, resume=resume, changes=changes)
-    return train(data[0] if data else None, config, out=out, resume=resume, changes=changes)
+
+def _train(data: str | None, config: Config, run: Path, *, resume: bool, changes: Sequence[str]) -> int:
+    if config.task == "classify":
+        return train(data, config, run, resume=resume, changes=changes)
+    from vit.cli.train_words import train_words
+
+    return train_words(data, config, run, resume=resume, changes=changes)
 
 
-def train(
-    data: str | None, config: Config, *, out: str | None = None, resume: bool = False, changes: Sequence[str] = ()
-) -> int:
-    """Train on a folder of pictures; everything about the run ends up in `out`. Returns the exit code.
+def _halved(config: Config) -> Config:
+    """Half of the batch, and twice as many for a step; what the last try held in memory is free after."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
+    return replace(
+        config,
+        data=replace(config.data, batch_size=config.data.batch_size // 2),
+        train=replace(config.train, accumulate=config.train.accumulate * 2),
+    )
+
+
+def train(data: str | None, config: Config, run: Path, *, resume: bool = False, changes: Sequence[str] = ()) -> int:
+    """Train on a folder of pictures; everything about the run ends up in `run`. Returns the exit code.
 
     With `resume`, the pictures are those of the run's split.csv, and `changes` are the settings that are others now.
     Raises Interrupted after a signal.
     """
     from vit.data.folders import list_training, read_split
 
-    run = run_folder(data, out, resume, config)
     shares = {"val_fraction": config.data.val_fraction, "test_fraction": config.data.test_fraction}
     source = _resumed_data(run) if resume else data or ""
     if resume and isinstance(source, Path):
@@ -171,6 +194,7 @@ def train(
 
 _FREE = {f"train.{name}" for name in ("epochs", "accelerator", "devices", "nodes", "strategy", "compile", "patience")}
 _FREE |= {f"train.{name}" for name in ("checkpointing", "save_minutes", "save_steps", "keep", "on_nan", "nan_limit")}
+_FREE |= {"train.on_memory"}
 _FREE |= {"data.workers", "data.max_pixels", "data.timeout"}
 
 LAST = Path("checkpoints", "last.ckpt")
@@ -200,6 +224,9 @@ def _resumed_config(out: str | None, files: list[str], words: list[str]) -> tupl
     after = replace(
         after, model=model, train=replace(after.train, precision=precision), optim=replace(after.optim, **rates)
     )
+    if after.train.on_memory == "halve" and _a_step(compose(files, words)) == _a_step(before):
+        data, train = before.data.batch_size, before.train.accumulate
+        after = replace(after, data=replace(after.data, batch_size=data), train=replace(after.train, accumulate=train))
     pairs = {key: (attrgetter(key)(before), attrgetter(key)(after)) for key in leaf_keys()}
     changed = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
     refused = [f"{key} is {old} in the run and {new} now" for key, (old, new) in changed.items() if key not in _FREE]
@@ -207,6 +234,10 @@ def _resumed_config(out: str | None, files: list[str], words: list[str]) -> tupl
         them = "it" if len(refused) == 1 else "them"
         raise ConfigError(f"--resume: {', '.join(refused)}; leave {them} out, or start a new run")
     return after, [f"{key} is {new}, it was {old}" for key, (old, new) in changed.items()]
+
+
+def _a_step(config: Config) -> int:
+    return config.data.batch_size * config.train.accumulate
 
 
 def _has_checkpoint(run: Path) -> bool:
@@ -265,7 +296,8 @@ def _settled(left_open: Any, asked: Any, before: Any) -> Any:
     return before if asked == left_open else asked
 
 
-def run_folder(data: str | None, out: str | None, resume: bool, config: Config) -> Path:
+def run_folder(data: str | None, out: str | None, config: Config) -> Path:
+    """The folder of a run: `out`, or a new name after the data and the time."""
     if out is not None:
         return Path(out)
     if config.train.nodes > 1 or "SLURM_NTASKS" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit.cli.config import to_yaml
-from vit.cli.train import LAST, folder_of, run_folder, tell_changes
+from vit.cli.train import LAST, folder_of, tell_changes
 from vit.errors import ConfigError, display_path
 from vit.files import write_text
 from vit.signals import signals
@@ -24,14 +24,13 @@ log = logging.getLogger("vit")
 
 
 def train_words(
-    data: str | None, config: Config, *, out: str | None = None, resume: bool = False, changes: Sequence[str] = ()
+    data: str | None, config: Config, run: Path, *, resume: bool = False, changes: Sequence[str] = ()
 ) -> int:
-    """Train a model of words; everything about the run ends up in `out`. Returns the exit code.
+    """Train a model of words; everything about the run ends up in `run`. Returns the exit code.
 
     With `resume`, DATA is that of the run's data.json, and must be what it was, and `changes` are the settings that are
     others now. Raises Interrupted after a signal.
     """
-    run = run_folder(data, out, resume, config)
     before = json.loads((run / "data.json").read_text(encoding="utf-8")) if resume else {}
     from vit.cli.quiet import quiet_lightning
 

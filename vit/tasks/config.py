@@ -133,6 +133,9 @@ class TrainConfig:
     run, or nothing"""
     nan_limit: int = 10
     """so many such steps in a row end the run all the same; with fp16 they are usual, and end it only so"""
+    on_memory: Literal["stop", "halve"] = "stop"
+    """what becomes of a run whose batches do not fit into the memory of its one device: its end, or half of
+    data.batch_size with twice train.accumulate, from the beginning of the epoch on"""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "nodes", "accumulate", "validate_every", "keep", "nan_limit"):

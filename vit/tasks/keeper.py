@@ -38,7 +38,7 @@ class Keeper(L.Callback):
         self.run, self.config = run, config
         self.last = run / "checkpoints" / "last.ckpt"
         self.state: dict[str, Any] | None = None
-        self._place: tuple[int, int] | None = None
+        self.place: tuple[int, int] | None = None
         """what last.ckpt holds; nothing before training starts"""
         self._since, self._step = time.monotonic(), 0
 
@@ -52,7 +52,7 @@ class Keeper(L.Callback):
     def on_train_start(self, trainer: L.Trainer, task: Task) -> None:
         signals.install()  # Lightning has put its own handler of SIGTERM around ours
         signals.orderly, signals.breaks = True, trainer.world_size == 1
-        self._since, self._step, self._place = time.monotonic(), trainer.global_step, place_of(trainer)
+        self._since, self._step, self.place = time.monotonic(), trainer.global_step, place_of(trainer)
         if self.state is not None:
             trainer.callback_metrics.update({k: torch.tensor(v) for k, v in self.state["metrics"].items()})
             task.unreadable.update({(split, index): reason for split, index, reason in self.state["unreadable"]})
@@ -89,7 +89,7 @@ class Keeper(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, task: Task, exception: BaseException) -> None:
         signals.orderly = True  # nothing breaks off what is written now
-        if isinstance(exception, Stop) and self._place is not None:
+        if isinstance(exception, Stop) and self.place is not None:
             self._save(trainer, task)
 
     def teardown(self, trainer: L.Trainer, task: L.LightningModule, stage: str) -> None:
@@ -116,10 +116,10 @@ class Keeper(L.Callback):
 
     def told(self, number: int) -> Interrupted:
         """What to tell the user, and the exit code, after the signal that ended the run."""
-        if self._place is None:
+        if self.place is None:
             remedy = self._remedy() if self.last.is_file() else "the same command begins again"
             return Interrupted(number, f"stopped before training began; {remedy}")
-        epoch, batch = self._place
+        epoch, batch = self.place
         place = f"in epoch {epoch + 1} after batch {batch}" if batch else f"in epoch {epoch + 1} before its first batch"
         return Interrupted(number, f"stopped {place}; {self._remedy()}")
 
@@ -137,7 +137,7 @@ class Keeper(L.Callback):
     def _save(self, trainer: L.Trainer, task: Task) -> None:
         """Write last.ckpt, where there is something new. Raises VitError where a weight is no number."""
         place = place_of(trainer)
-        if place == self._place and self.last.is_file():
+        if place == self.place and self.last.is_file():
             return
         if task.device_mesh is not None and trainer.global_step == 0:
             return  # of weights that are shared out, torch would make the moments by a step of its own, which counts
@@ -154,7 +154,7 @@ class Keeper(L.Callback):
             "written": written(self.run, trainer) if trainer.is_global_zero else {},
         }
         trainer.save_checkpoint(self.last, storage_options={"keep": self.config.train.keep})
-        self._since, self._step, self._place = time.monotonic(), trainer.global_step, place
+        self._since, self._step, self.place = time.monotonic(), trainer.global_step, place
 
     def _require_finite(self, trainer: L.Trainer, task: Task) -> None:
         try:

@@ -34,7 +34,7 @@ from vit.data.decode import picture_size
 from vit.data.folders import Listing, Sample, write_split
 from vit.data.module import EpochData, ImageFolderData
 from vit.data.shards import ShardListing
-from vit.errors import ConfigError, UnreadableImage, VitError, display_path, is_out_of_memory
+from vit.errors import ConfigError, OutOfMemory, UnreadableImage, display_path, is_out_of_memory
 from vit.files import write_text
 from vit.models.architecture import ModelConfig, VisionArchitecture, pick
 from vit.models.build import architecture_from, image_encoder, start_from
@@ -267,7 +267,7 @@ def fit(setup: Setup, run: Path, trainer: L.Trainer, task: Classify, *, resume: 
 def train_on(task: Task, data: EpochData, trainer: L.Trainer, run: Path, *, resume: Path | None = None) -> None:
     """Train on `data`, from the checkpoint `resume` on where one is given.
 
-    Raises Interrupted after a signal, when last.ckpt is written, and model.safetensors so far.
+    Raises Interrupted after a signal, when last.ckpt is written, and model.safetensors so far; OutOfMemory.
     """
     if resume is not None:
         resume, checkpoint, faults = newest_whole(resume)
@@ -288,10 +288,12 @@ def train_on(task: Task, data: EpochData, trainer: L.Trainer, run: Path, *, resu
         if not is_out_of_memory(error):
             raise
         size, times = task.config.data.batch_size, task.config.train.accumulate
-        raise VitError(
+        message = (
             f"out of memory with data.batch_size {size}; {max(1, size // 2)} with train.accumulate {2 * times} keeps "
-            "the batch of a step, or set train.checkpointing true"
-        ) from error
+            "the batch of a step (train.on_memory halve does so by itself), or set train.checkpointing true"
+        )
+        begins = keeper.place is None or keeper.place[1] == 0
+        raise OutOfMemory(message, again=begins and trainer.world_size == 1) from error
 
 
 def _write_unreadable(path: Path, listing: Listing, reasons: dict[tuple[str, int], str]) -> None:
