@@ -1,7 +1,8 @@
 """From a picture file to the network's input: ours equals timm's evaluation pipeline with Pillow's decoder before it.
 
-Pixels are equal to the last bit. After normalisation up to 6e-7 remains, because ours multiplies by 1 / (255 std) where
-timm divides by 255 and by std in turn.
+Pixels are equal but for rounding: a few in a thousand are the next value, because torch's filters have weights of 16
+bits and Pillow's of 22. Normalisation adds up to 6e-7: ours multiplies by 1 / (255 std) where timm divides by 255 and by
+std in turn.
 """
 
 import io
@@ -75,9 +76,13 @@ def by_pillow(data: bytes) -> Image.Image:
 
 
 def assert_equal(pictures: list[Picture], cfg: dict[str, Any]) -> None:
+    """No value is more than 2 of 255 off, and on average no picture more than 0.05 nor all of them more than 0.01."""
     ours, theirs = both(pictures, cfg)
-    worst = (ours - theirs).abs().amax(dim=(1, 2, 3))
-    assert worst.max() <= 1e-6, f"{pictures[int(worst.argmax())].name}: {worst.max():.2e}"
+    off = (ours - theirs).abs() * 255 * torch.tensor(cfg["std"])[:, None, None]
+    worst, means = off.amax(dim=(1, 2, 3)), off.mean(dim=(1, 2, 3))
+    assert worst.max() <= 2.001, f"{pictures[int(worst.argmax())].name}: {worst.max():.2f}"
+    assert means.max() <= 0.05, f"{pictures[int(means.argmax())].name}: {means.max():.4f}"
+    assert means.mean() <= 0.01, f"{means.mean():.4f}"
 
 
 def test_files_decode_as_pillow_decodes_them(pictures: list[Picture]) -> None:

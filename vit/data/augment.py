@@ -12,10 +12,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from vit.data.config import AugmentConfig, Preprocessing
 from vit.data.decode import Copy, decode_copy
+from vit.data.resize import resized
 from vit.data.sampling import uniform
 from vit.data.transforms import EvaluationTransform
 from vit.data.views import DRAWN, View, cut_out, enough, random_part, random_parts, turned
@@ -96,9 +96,7 @@ class TrainingTransform:
             return self._fit.keep(source, max_pixels)
         copy = decode_copy(source, self.kept_size, max_pixels)
         height, width = self.kept_size(*copy.full)
-        box = (0, 0, copy.extent[1], copy.extent[0])
-        smaller = Image.fromarray(copy.pixels).resize((width, height), Image.Resampling.BICUBIC, box)
-        return Copy(np.array(smaller), copy.full, (height, width))
+        return Copy(resized(copy.pixels, (height, width), "bicubic", copy.extent), copy.full, (height, width))
 
     def kept_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of what a cache keeps of a picture [H, W]."""

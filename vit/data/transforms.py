@@ -1,4 +1,4 @@
-"""From a decoded picture to the model's input outside training, by Pillow alone and pixel for pixel as timm does it.
+"""From a decoded picture to the model's input outside training, as timm does it.
 
 Letters: H, W the picture's height and width; h, w the model's.
 """
@@ -11,19 +11,19 @@ from PIL import Image
 
 from vit.data.config import Preprocessing
 from vit.data.decode import Copy, decode_copy
+from vit.data.resize import FILTERS, resized
 
-_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _EXTREME = 20  # long side / short side above which `crop` resizes no more than the part it keeps
 _AMPLE = 2  # a JPEG is decoded to this much more than the fitted size, or more: the filter sees to the rest
-_STEEP = 500  # shrinking by more than this goes by whole pixels first: the filter's weights alone would take gigabytes
 
 
 class EvaluationTransform:
     """Resize and cut or pad a picture to the model's size, antialiased.
 
-    `crop`, `squash` and `letterbox` equal timm's evaluation transform (crop modes `center`, `squash` and `border`) to
-    the last bit. In each of them the picture is fitted to size / crop_fraction and its centre is kept: a crop fraction
-    below 1 cuts the margins even of a squashed or letterboxed picture.
+    `crop`, `squash` and `letterbox` are timm's evaluation transform (crop modes `center`, `squash` and `border`): each
+    value is the same, but for some that are the next one (`vit.data.resize`). The picture is fitted to
+    size / crop_fraction and its centre is kept: a crop fraction below 1 cuts the margins even of a squashed or
+    letterboxed picture.
 
     Where the sides differ more than twentyfold, `crop` computes only the part it keeps, because the whole would not
     fit into memory (5000 x 1 at size 224 would be 1 280 000 x 256 first). There, single values may differ from
@@ -35,12 +35,14 @@ class EvaluationTransform:
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.preprocessing = preprocessing
         self.size = preprocessing.size
-        self._filter = _FILTERS[preprocessing.interpolation]
+        self._interpolation = preprocessing.interpolation
         self._scaled = tuple(math.floor(side / preprocessing.crop_fraction) for side in preprocessing.size)
 
     def read(self, source: str | os.PathLike[str] | bytes, max_pixels: int = 100_000_000) -> np.ndarray:
         """Decode a picture and fit it -> uint8 [h, w, 3]. Raises UnreadableImage as `decode` does."""
-        return self.fit(decode_copy(source, self._least, max_pixels))
+        copy = decode_copy(source, self._least, max_pixels, passing=True)
+        fitted = self.fit(copy)
+        return fitted.copy() if np.may_share_memory(fitted, copy.pixels) else fitted
 
     def keep(self, source: str | os.PathLike[str] | bytes, max_pixels: int = 100_000_000) -> Copy:
         """What a cache keeps of a picture: all that `read` gives."""
@@ -68,10 +70,8 @@ class EvaluationTransform:
         if self.preprocessing.resize == "letterbox":
             return self._pad(self._resize(copy, fitted))
         if self.preprocessing.resize == "crop" and max(height, width) > _EXTREME * min(height, width):
-            return np.array(self._resize_centre(image, fitted))
-        picture = self._resize(copy, fitted)
-        top, left = (_centre(have, want) for have, want in zip(fitted, self.size, strict=True))
-        return np.array(picture.crop((left, top, left + self.size[1], top + self.size[0])))
+            return self._resize_centre(image, fitted)
+        return self._cut(self._resize(copy, fitted))
 
     def _least(self, height: int, width: int) -> tuple[int, int]:
         """Height and width at which a picture [H, W] may be decoded, at the least."""
@@ -103,25 +103,31 @@ class EvaluationTransform:
         ratio = min(height / self._scaled[0], width / self._scaled[1])
         return round(height / ratio), round(width / ratio)
 
-    def _resize(self, copy: Copy, fitted: tuple[int, int]) -> Image.Image:
-        picture, (height, width) = Image.fromarray(copy.pixels), copy.extent
-        steep = width > _STEEP * fitted[1] or height > _STEEP * fitted[0]
-        gap = 3.0 if steep else None
-        return picture.resize((fitted[1], fitted[0]), self._filter, (0, 0, width, height), reducing_gap=gap)
+    def _resize(self, copy: Copy, fitted: tuple[int, int]) -> np.ndarray:
+        return resized(copy.pixels, fitted, self._interpolation, copy.extent)
 
-    def _resize_centre(self, image: np.ndarray, fitted: tuple[int, int]) -> Image.Image:
+    def _resize_centre(self, image: np.ndarray, fitted: tuple[int, int]) -> np.ndarray:
         """The centre of the resized picture, computed from the pixels it depends on alone."""
         rows = _source_span(image.shape[0], fitted[0], self.size[0])
         columns = _source_span(image.shape[1], fitted[1], self.size[1])
         part = np.ascontiguousarray(image[rows[0] : rows[1], columns[0] : columns[1]])
         box = (columns[2], rows[2], columns[3], rows[3])
-        return Image.fromarray(part).resize((self.size[1], self.size[0]), self._filter, box)
+        return np.array(Image.fromarray(part).resize((self.size[1], self.size[0]), FILTERS[self._interpolation], box))
 
-    def _pad(self, picture: Image.Image) -> np.ndarray:
-        red, green, blue = (round(255 * value) for value in self.preprocessing.mean)
-        canvas = Image.new("RGB", (self.size[1], self.size[0]), (red, green, blue))
-        canvas.paste(picture, (_start(picture.width, self.size[1]), _start(picture.height, self.size[0])))
-        return np.array(canvas)
+    def _cut(self, picture: np.ndarray) -> np.ndarray:
+        """The centre of a fitted picture."""
+        top, left = (_centre(have, want) for have, want in zip(picture.shape, self.size, strict=False))
+        return np.ascontiguousarray(picture[top : top + self.size[0], left : left + self.size[1]])
+
+    def _pad(self, picture: np.ndarray) -> np.ndarray:
+        """A fitted picture in the middle of the mean colour; where it is longer, its centre."""
+        canvas = np.empty((*self.size, 3), np.uint8)
+        canvas[:] = [round(255 * value) for value in self.preprocessing.mean]
+        (down, rows), (across, columns) = (
+            _overlap(_start(have, want), have, want) for have, want in zip(picture.shape, self.size, strict=False)
+        )
+        canvas[down, across] = picture[rows, columns]
+        return canvas
 
 
 def _centre(have: int, want: int) -> int:
@@ -132,6 +138,12 @@ def _centre(have: int, want: int) -> int:
 def _start(have: int, want: int) -> int:
     """Where a side of `have` pixels starts when it is centred on one of `want`: below 0 when it is the longer one."""
     return (want - have) // 2 if have < want else -_centre(have, want)
+
+
+def _overlap(start: int, have: int, want: int) -> tuple[slice, slice]:
+    """Where a side of `have` pixels that starts at `start` lies on one of `want`, and which part of it."""
+    end = min(want, start + have)
+    return slice(max(0, start), end), slice(max(0, -start), end - start)
 
 
 def _source_span(source: int, fitted: int, kept: int) -> tuple[int, int, float, float]:

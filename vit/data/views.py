@@ -9,11 +9,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
-from torch.nn.functional import interpolate
 
 from vit.data.config import Interpolation
 from vit.data.decode import Copy
+from vit.data.resize import resized
 from vit.data.sampling import uniform
 
 DRAWN = 22
@@ -97,8 +96,8 @@ def enough(full: tuple[int, int], part: tuple[int, int], size: tuple[int, int]) 
 def cut_out(copy: Copy, view: View, size: tuple[int, int], interpolation: Interpolation) -> np.ndarray:
     """The view of a picture as uint8 [h, w, 3], interpolated, antialiased along sides that shrink, and turned.
 
-    The view counts in pixels of the whole picture; of a smaller copy the nearest pixels are taken. torch shrinks
-    as Pillow does, in less time; OpenCV does not antialias, and enlarges in less still.
+    The view counts in pixels of the whole picture; of a smaller copy the nearest pixels are taken. OpenCV does not
+    antialias, and enlarges in less time.
     """
     down, across = (extent / full for extent, full in zip(copy.extent, copy.full, strict=True))
     top, bottom = _nearest(view.top * down, (view.top + view.height) * down)
@@ -106,10 +105,7 @@ def cut_out(copy: Copy, view: View, size: tuple[int, int], interpolation: Interp
     part = copy.pixels[top:bottom, left:right]
     if part.shape[0] <= size[0] and part.shape[1] <= size[1]:
         return turned(cv2.resize(part, size[::-1], interpolation=_GROWS[interpolation]), view)
-    tensor = torch.from_numpy(part.copy()).permute(2, 0, 1)[None]
-    tensor = interpolate(tensor, size=size, mode=interpolation, antialias=True)[0]
-    ways = [axis for axis, turns in ((1, view.upside_down), (2, view.mirrored)) if turns]
-    return (tensor.flip(ways) if ways else tensor).permute(1, 2, 0).numpy()
+    return turned(resized(part, size, interpolation), view)
 
 
 def _nearest(first: float, last: float) -> tuple[int, int]:
