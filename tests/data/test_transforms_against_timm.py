@@ -1,8 +1,8 @@
 """From a picture file to the network's input: ours equals timm's evaluation pipeline with Pillow's decoder before it.
 
 Pixels are equal but for rounding: a few in a thousand are the next value, because torch's filters have weights of 16
-bits and Pillow's of 22. Normalisation adds up to 6e-7: ours multiplies by 1 / (255 std) where timm divides by 255 and by
-std in turn.
+bits and Pillow's of 22. Normalisation adds up to 6e-7: ours multiplies by 1 / (255 std) where timm divides by 255 and
+by std in turn.
 """
 
 import io
