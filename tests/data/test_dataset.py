@@ -6,11 +6,14 @@ import pickle
 import subprocess
 import sys
 import time
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
 from vit.data.augment import TrainingTransform
 from vit.data.cache import PixelCache
@@ -20,10 +23,12 @@ from vit.data.dataset import (
     Failed,
     ImageDataset,
     Loaded,
+    Loader,
     collate,
     evaluation_loader,
     image_loader,
     patient,
+    start_worker,
     worker_count,
 )
 from vit.data.folders import Sample
@@ -277,3 +282,39 @@ def test_a_batch_whose_worker_died_before_it_was_opened_is_an_error_that_names_i
             for worker in batches._workers:
                 worker.kill()
                 worker.join()
+
+
+class Unsent(Dataset):
+    """What it gives cannot be handed to another process, as torch says it where /dev/shm is full, or otherwise."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> "Unsent":
+        return self
+
+    def __reduce__(self) -> Any:
+        if multiprocessing.parent_process() is None:
+            return super().__reduce__()
+        raise RuntimeError(self.reason)
+
+
+@pytest.mark.parametrize(
+    ("reason", "error", "message"),
+    [
+        (
+            "unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on device (28)",
+            DataError,
+            r"^/dev/shm is too small for the batches of the processes that read pictures \(pid \d+\); lower data",
+        ),
+        ("cannot be pickled", RuntimeError, r"DataLoader worker \(pid.* exited unexpectedly"),
+    ],
+)
+def test_a_batch_that_cannot_be_handed_over_ends_its_worker(reason, error, message, capfd):
+    loader = Loader(Unsent(reason), batch_size=2, num_workers=1, collate_fn=itemgetter(0), worker_init_fn=start_worker)
+    with pytest.raises(error, match=message):
+        next(iter(loader))
+    assert ("Traceback" in capfd.readouterr().err) == (error is RuntimeError)

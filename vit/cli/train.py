@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vit.cli.config import compose, config_parser, leaf_keys, to_yaml
-from vit.errors import ConfigError, Interrupted, OutOfMemory, display_path
+from vit.errors import ConfigError, DataError, Interrupted, OutOfMemory, display_path
 from vit.files import read_json, write_text
 from vit.signals import signals
 from vit.tasks.config import Config
@@ -56,7 +57,10 @@ def main(argv: list[str]) -> int:
                 _requeue()
             raise
         finally:
-            for process in multiprocessing.active_children():
+            workers = multiprocessing.active_children()
+            if workers and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would take their end for a failure, and raise
+            for process in workers:
                 process.kill()  # workers end by themselves, but for one that hangs
 
 
@@ -142,6 +146,8 @@ def train(data: str | None, config: Config, run: Path, *, resume: bool = False, 
             _check_same_data(Path(data), listing.splits["train"][0].path)
     else:
         listing = list_training(source, **shares, seed=config.train.seed)
+    if not listing.splits.get("val"):
+        raise DataError(f"{display_path(source)}: too few pictures to hold any out; raise data.val_fraction")
     # Lightning takes eight seconds to import: only once the settings and the folder are known to be good.
     from vit.cli.quiet import quiet_lightning
 

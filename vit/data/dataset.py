@@ -1,11 +1,14 @@
 """Picture files to batches: a broken picture is named in its batch, never raised and never replaced by another."""
 
 import ctypes
+import errno
+import multiprocessing.queues
 import os
 import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,6 +248,11 @@ def patient(iterator: Iterator[Item]) -> Iterator[Item]:
                         watch.give_up()
                     if watch.told:
                         raise DataError(watch.told) from error
+                    if full := watch.dead(errno.ENOSPC):
+                        raise DataError(
+                            f"/dev/shm is too small for the batches of the processes that read pictures (pid {full}); "
+                            "lower data.workers or data.batch_size; data.workers 0 does without"
+                        ) from error
                     if not isinstance(error, RuntimeError) and (dead := watch.dead()):  # torch names it otherwise
                         raise DataError(
                             f"a process that reads pictures (pid {dead}) died; if memory ran out, lower data.workers "
@@ -278,11 +286,12 @@ class _Watch(threading.Thread):
                 self.give_up()
                 return
 
-    def dead(self) -> str:
-        """The processes that have ended, where a batch that one of them made could not be opened."""
+    def dead(self, code: int | None = None) -> str:
+        """The processes that have ended, or ended so, where a batch of one of them did not come or cannot be opened."""
         for worker in self.workers:
             worker.join(0.5)  # one that was killed just now takes a moment
-        return ", ".join(str(worker.pid) for worker in self.workers if worker.exitcode is not None)
+        ends = [(worker.pid, worker.exitcode) for worker in self.workers if worker.exitcode is not None]
+        return ", ".join(str(pid) for pid, end in ends if code in (None, end))
 
     def give_up(self) -> None:
         """Note which processes there were, and end them: they would not when asked."""
@@ -369,5 +378,17 @@ def start_worker(worker: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     torch.set_num_threads(1)
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_unsent)  # type: ignore[attr-defined]
     if "cv2" in sys.modules:  # OpenCV would start a thread for every core; evaluation does without OpenCV
         sys.modules["cv2"].setNumThreads(0)
+
+
+def _end_unsent(error: Exception, batch: object) -> None:
+    """A batch that cannot be handed over would be waited for in vain: end the worker, by a code where /dev/shm is full.
+
+    Python's queue lets this be said (`_on_queue_feeder_error`); its own way is a traceback, and to go on.
+    """
+    full = "shared memory" in str(error) and os.strerror(errno.ENOSPC) in str(error)
+    if not full:
+        traceback.print_exception(error)
+    os._exit(errno.ENOSPC if full else 1)
