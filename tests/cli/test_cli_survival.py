@@ -3,7 +3,9 @@
 import csv
 import json
 import os
+import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -157,6 +159,28 @@ def test_a_signal_before_training_ends_at_once(start: Any, colours: Path, tmp_pa
         folders.list_training = before
     assert run.ended() == (143, "vit: terminated\n")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_second_signal_ends_a_step_that_hangs_and_costs_that_alone(
+    start: Any, colours: Path, tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    def hang() -> None:
+        (tmp_path / "hangs").touch()
+        time.sleep(120)
+
+    out = tmp_path / "run"
+    words = ["train", colours, *EYES, "--train.epochs=3", "--data.workers=0", "--out", out]
+    began = start(*words, on_before_optimizer_step=nth(8, hang))
+    while not (tmp_path / "hangs").exists():
+        time.sleep(0.05)
+    os.kill(began.pid, signal.SIGTERM)
+    time.sleep(1.5)
+    os.kill(began.pid, signal.SIGTERM)
+    since = time.monotonic()
+    assert began.ended() == (143, "")
+    assert time.monotonic() - since < 60  # it did not wait for the step
+    assert start("train", "--out", out, "--resume").ended() == (0, "")
+    assert_same(whole, left(out))
 
 
 def test_slurm_is_asked_to_start_the_job_again_which_then_goes_on(
@@ -444,3 +468,27 @@ def test_a_whole_checkpoint_survives_every_kill(kills: int, start: Any, colours:
         now = (checkpoint["global_step"], epochs)  # a validation takes no step, and ends an epoch
         assert now > place  # it went on from the one before
         place, words = now, ["train", "--out", out, "--resume"]
+
+
+@pytest.mark.slow
+def test_a_run_on_a_file_system_of_a_few_megabytes_says_what_it_lacks_and_goes_on_where_there_is_room(
+    colours: Path, tmp_path: Path
+) -> None:
+    """The folder for temporary files is elsewhere, with all the room there is."""
+    script = """
+        mount -t tmpfs -o size=4m tmpfs $1/disk || exit 99
+        vit() { "$2" -m vit.cli train "${@:3}"; }
+        vit "$@" --out $1/disk/run; echo "ended $?"
+        ls $1/disk/run/checkpoints
+        mount -o remount,size=64m $1/disk
+        vit "$1" "$2" --out $1/disk/run --resume; echo "ended $?"
+    """
+    large = ["--model.name=micro/8", "--model.image_size=32", "--train.epochs=3", "--data.workers=0"]
+    (tmp_path / "disk").mkdir()
+    words = ["unshare", "-m", "bash", "-c", script, "bash", tmp_path, sys.executable, colours, *large]
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode == 99 or "unshare failed" in done.stderr:
+        pytest.skip("this machine lets nobody mount a file system of a test's own")
+    assert re.fullmatch(r"vit: cannot write \S+: no space left on the disk.*\n", done.stderr), done.stderr
+    assert "ended 1\nlast.ckpt\n" in done.stdout, done.stdout
+    assert done.stdout.endswith("ended 0\n"), done.stdout

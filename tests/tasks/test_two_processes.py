@@ -32,8 +32,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run_twice(program: Path, *words: object) -> None:
-    """Run a program as two processes of one machine, which find each other, to their end."""
+def run_twice(program: Path, *words: object) -> list[str]:
+    """Run a program as two processes of one machine, which find each other, to their end; what each said."""
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "NODE_RANK": "0"}
     processes = [
         subprocess.Popen(
@@ -50,6 +50,7 @@ def run_twice(program: Path, *words: object) -> None:
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    return said
 
 
 def test_an_odd_number_of_pictures_is_evaluated_once_each_with_the_numbers_of_one_process(tmp_path: Path) -> None:
@@ -112,6 +113,15 @@ def same_run(run: Path, other: Path) -> None:
 
 def test_two_processes_take_the_steps_of_one_with_twice_the_batch(shared: Path, alone: Path, tmp_path: Path) -> None:
     run_twice(STEPS, shared, tmp_path / "run", "strategy=ddp")
+    same_run(tmp_path / "run", alone)
+
+
+def test_two_processes_that_stopped_before_a_validation_go_on_with_it(
+    shared: Path, alone: Path, tmp_path: Path
+) -> None:
+    said = run_twice(STEPS, shared, tmp_path / "run", "stop", "strategy=ddp")
+    assert all("stopped in epoch 2 after batch 5; go on from there" in words for words in said)
+    run_twice(STEPS, shared, tmp_path / "run", "resume", "strategy=ddp")
     same_run(tmp_path / "run", alone)
 
 

@@ -18,6 +18,7 @@ def quiet_lightning() -> None:
         ".*lr_scheduler.step.*optimizer.step.*",
         ".*isn't a directory to save.*",
         ".*LeafSpec.*",
+        ".*It is recommended to use .self.log.*",  # what we log so is the same on every device
         ".*your dataloader is not resumable.*",  # ours begin at the place by themselves
         ".*IterableDataset. has .__len__. defined.*",
     ):

@@ -55,6 +55,8 @@ def main(argv: list[str]) -> int:
         except Interrupted as error:
             if error.exit_code == 128 + _REQUEUE and os.environ.get("SLURM_PROCID", "0") == "0":
                 _requeue()
+            if os.environ.get("LOCAL_RANK", "0") != "0":  # the first process of the machine has told it
+                return error.exit_code
             raise
         finally:
             workers = multiprocessing.active_children()

@@ -56,8 +56,9 @@ class Keeper(L.Callback):
         if self.state is not None:
             trainer.callback_metrics.update({k: torch.tensor(v) for k, v in self.state["metrics"].items()})
             task.unreadable.update({(split, index): reason for split, index, reason in self.state["unreadable"]})
-            if trainer.is_global_zero:  # the sums are of all devices
-                task.sums = {name: value.to(task.device) for name, value in self.state["sums"].items()}
+            # the sums are of all devices; the others must know of them, for all ask for the means together
+            share = float(trainer.is_global_zero)
+            task.sums = {name: share * value.to(task.device) for name, value in self.state["sums"].items()}
         self._validate_last(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, task: Task) -> None:

@@ -21,7 +21,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
@@ -48,6 +47,7 @@ from vit.tasks.checkpoints import WholeCheckpoints, newest_whole
 from vit.tasks.classify import Classify
 from vit.tasks.config import Config
 from vit.tasks.devices import settled_precision
+from vit.tasks.events import Events
 from vit.tasks.keeper import Best, Keeper, Patience, rewind
 from vit.tasks.lock import LOCK
 from vit.tasks.rows import from_all_processes
@@ -214,7 +214,7 @@ def make_trainer(config: Config, run: Path) -> L.Trainer:
         accumulate_grad_batches=train.accumulate,
         check_val_every_n_epoch=train.validate_every,
         log_every_n_steps=10,
-        logger=TensorBoardLogger(save_dir=run, name="", version="tensorboard", default_hp_metric=False),
+        logger=Events(run),
         callbacks=_callbacks(config, run),
         plugins=[WholeCheckpoints()],
         default_root_dir=run,
