@@ -1,13 +1,14 @@
 """Evaluation as a whole: `vit evaluate` beside the loop of timm's validation script, each as a process of its own.
 
-    python scripts/bench_evaluate.py PHOTOS [--pictures 300] [--few 8] [--rounds 3] [--json FILE]
+    python scripts/bench_evaluate.py PHOTOS [--pictures 1000] [--few 8] [--rounds 3] [--json FILE]
 
-Seconds from start to end of the process, ours with its whole report, of many pictures and of a few: what the second row
-takes is the start, what the first adds is reading and answering pictures. A ratio above one is in our favour.
+Seconds from start to end of the process, ours with its whole report, of many pictures by two models, and of a few: what
+the last row takes is the start, what the others add is reading and answering pictures. A ratio above one is in our
+favour.
 
 Same files (those of PHOTOS, a folder of class folders, repeated), same random weights, 224 pixels, crop 0.9, batches of
-64, two processes that read, fp32. The model is timm's vit_tiny_patch16_224 with patches of 32, so that its sums do
-not drown the reading. timm's script is no part of its package: its loop is written out with timm's own dataset, loader
+64, two processes that read, fp32. The models are timm's vit_tiny_patch16_224 (6 million weights) and test_vit (0.5
+million, its smallest, whose sums do not drown the reading), both with patches of 32. timm's script is no part of its package: its loop is written out with timm's own dataset, loader
 and model. How many pictures the two answer alike is stated; less than 95 % is an error.
 """
 
@@ -30,7 +31,7 @@ from vit.data.config import Preprocessing
 from vit.models.file import ModelFile, save_model
 from vit.models.timm import from_timm
 
-NAME, PATCH = "vit_tiny_patch16_224", 32
+MODELS, PATCH = ("vit_tiny_patch16_224", "test_vit"), 32
 
 THEIRS = """
 import json, sys, timm, torch
@@ -38,7 +39,7 @@ from timm.data import create_dataset, create_loader
 folder, weights, out, name, patch = sys.argv[1:]
 dataset = create_dataset("folder", root=folder, split="validation")
 weights = torch.load(weights, weights_only=True)
-model = timm.create_model(name, patch_size=int(patch), num_classes=len(weights["head.bias"]))
+model = timm.create_model(name, img_size=224, patch_size=int(patch), num_classes=len(weights["head.bias"]))
 model.load_state_dict(weights)
 model.eval()
 loader = create_loader(
@@ -68,10 +69,10 @@ def fill(folder: Path, photos: Path, pictures: int) -> None:
         shutil.copyfile(source, place)
 
 
-def save_models(classes: list[str], folder: Path) -> None:
+def save_models(name: str, classes: list[str], folder: Path) -> None:
     """The same random weights as weights.pt for timm and model.safetensors for us."""
     torch.manual_seed(0)
-    theirs = timm.create_model(NAME, patch_size=PATCH, num_classes=len(classes))
+    theirs = timm.create_model(name, img_size=224, patch_size=PATCH, num_classes=len(classes))
     torch.nn.init.normal_(theirs.head.weight)
     torch.save(theirs.state_dict(), folder / "weights.pt")
     network = from_timm(theirs)
@@ -87,12 +88,12 @@ def run(command: list[str]) -> None:
         sys.exit(f"{done.stderr}\nexit code {done.returncode}")
 
 
-def compare(folder: Path, models: Path, rounds: int) -> tuple[dict[str, list[float]], str]:
+def compare(name: str, folder: Path, models: Path, rounds: int) -> tuple[dict[str, list[float]], str]:
     """Seconds of both, and what they answered."""
     report, answers = models / f"{folder.name}-report", models / f"{folder.name}.json"
     ours = [sys.executable, "-m", "vit.cli", "evaluate", str(models / "model.safetensors"), str(folder)]
     ours += ["--out", str(report), "--workers", "2", "--accelerator", "cpu"]
-    theirs = [sys.executable, "-c", THEIRS, str(folder), str(models / "weights.pt"), str(answers), NAME, str(PATCH)]
+    theirs = [sys.executable, "-c", THEIRS, str(folder), str(models / "weights.pt"), str(answers), name, str(PATCH)]
     works = {"timm": partial(run, theirs), "vit": partial(run, ours)}
     taken = in_turn({who: partial(seconds, work) for who, work in works.items()}, rounds)
     known = json.loads(answers.read_text())
@@ -113,19 +114,19 @@ def main() -> None:
     """Time the two in turn, on many pictures and on few."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
-    parser.add_argument("--pictures", type=int, default=300)
-    parser.add_argument("--few", type=int, default=8, help="pictures of the second row")
+    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--few", type=int, default=8, help="pictures of the last row")
     parser.add_argument("--rounds", type=int, default=3)
     add_json(parser)
     options = parser.parse_args()
     table = Table("Whole evaluations, seconds", {"what": "name", "timm": "theirs", "vit": "ours", SPREAD: "ratio"})
     with tempfile.TemporaryDirectory() as temporary:
-        for count in (options.pictures, options.few):
-            models = Path(temporary, str(count))
+        for count, name in ((options.pictures, MODELS[0]), (options.pictures, MODELS[1]), (options.few, MODELS[0])):
+            models = Path(temporary, f"{count}-{name}")
             fill(models / "pictures", options.photos, count)
-            save_models(sorted(path.name for path in (models / "pictures").iterdir()), models)
-            taken, said = compare(models / "pictures", models, options.rounds)
-            table.compare(f"{count} photographs", taken["timm"], taken["vit"])
+            save_models(name, sorted(path.name for path in (models / "pictures").iterdir()), models)
+            taken, said = compare(name, models / "pictures", models, options.rounds)
+            table.compare(f"{count} photographs, {name}", taken["timm"], taken["vit"])
             table.note(said)
     table.write(options.json)
 

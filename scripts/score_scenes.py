@@ -1,6 +1,6 @@
 """How right a captioner is about generated scenes, measured exactly: by the truth that `vit data make scenes` writes.
 
-    python scripts/score_scenes.py RUN SCENES [--split test] [--limit 300] [--method cross]
+    python scripts/score_scenes.py RUN SCENES [--split test] [--limit 300] [--beams 4] [--no-repeat-ngram 4]
 
 A caption is right where it names every object and claims nothing that is not so. Of the colour and shape words of right
 captions, the share is told whose map has its highest patch on the object that the word names: it touches its box.
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vit.api import load
 from vit.data.scenes import describes, named_objects, parse_caption, read_scenes
+from vit.models.generation_config import GenerationConfig
 from vit.writers import Captioner
 
 
@@ -22,6 +23,7 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--limit", type=int, default=300)
     parser.add_argument("--beams", type=int, default=1)
+    parser.add_argument("--no-repeat-ngram", type=int, default=0)
     parser.add_argument("--method", choices=("cross", "generic"), default="cross")
     options = parser.parse_args()
     model = load(options.run, device="cpu")
@@ -30,7 +32,8 @@ def main() -> None:
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
     names = [row["file_name"] for row in rows if row["split"] == options.split][: options.limit]
     truth = read_scenes(folder)
-    captions = model.caption([folder / name for name in names], beams=options.beams, batch_size=50)
+    config = GenerationConfig(beams=options.beams, no_repeat_ngram=options.no_repeat_ngram, max_length=model.room(""))
+    captions = model.caption([folder / name for name in names], config=config, batch_size=50)
     right = [describes(caption.text, truth[name]) for name, caption in zip(names, captions, strict=True)]
     said = sum(parse_caption(caption.text) is not None for caption in captions)
     inside = words = 0

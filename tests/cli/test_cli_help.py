@@ -46,7 +46,7 @@ GENERATION = (
 )
 OPTIONS = {
     "evaluate": "MODEL DATA --out --split --weights --batch-size --workers "
-    "--accelerator --devices --beams --java --precision",
+    "--accelerator --devices --beams --no-repeat-ngram --java --precision",
     "predict": "MODEL PATH --text --top --format --out --batch-size --weights --device",
     "data check": "DATA --json --html --list",
     "data preview": "DATA --config --out --epoch",

@@ -148,6 +148,10 @@ def test_a_captioner_is_measured(vit: Callable[..., Any], captioner: Path, scene
     lines = (tmp_path / "report" / "captions.jsonl").read_text().splitlines()
     assert len(lines) == metrics["count"]
     assert {"path", "caption", "cider_d"} <= json.loads(lines[0]).keys()
+    words = ["--out", tmp_path / "varied", "--accelerator", "cpu", "--no-repeat-ngram", 1]
+    assert vit("evaluate", captioner, scenes, *words).code == 0
+    written = [json.loads(line)["caption"].split() for line in (tmp_path / "varied" / "captions.jsonl").open()]
+    assert all(len(set(caption)) == len(caption) for caption in written)
 
 
 def test_a_run_of_words_goes_on_as_if_it_had_never_stopped(

@@ -38,6 +38,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--accelerator", choices=("auto", "cpu", "gpu", "mps"), default="auto")
     parser.add_argument("--devices", default="auto", help="how many share classification out (auto: all GPUs)")
     parser.add_argument("--beams", type=int, default=4, help="of models that write (default: 4)")
+    parser.add_argument(
+        "--no-repeat-ngram", type=int, default=0, metavar="N", help="in captions no N words in a row occur twice"
+    )
     parser.add_argument("--java", action="store_true", help="METEOR of captions too, by pycocoevalcap's Java program")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32")
     options = parser.parse_args(argv)
@@ -45,8 +48,8 @@ def main(argv: list[str]) -> int:
         data=DataConfig(batch_size=options.batch_size, workers=options.workers),
         train=TrainConfig(accelerator=options.accelerator, precision=options.precision),
     )
-    if options.beams < 1:
-        parser.error("--beams must be at least 1")
+    if options.beams < 1 or options.no_repeat_ngram < 0:
+        parser.error("--beams must be at least 1, --no-repeat-ngram at least 0")
     if options.devices != "auto" and not re.fullmatch(r"[1-9]\d*", options.devices):
         parser.error("--devices must be auto or a number")
     from vit.models.sources import load_model
@@ -70,6 +73,7 @@ def main(argv: list[str]) -> int:
         batch_size=options.batch_size,
         device=device_for(options.accelerator),
         beams=options.beams,
+        no_repeat_ngram=options.no_repeat_ngram,
         java=options.java,
     )
 

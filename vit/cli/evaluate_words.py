@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vit.errors import ConfigError, DataError, UnreadableImage, display_path
 from vit.files import write_text
+from vit.models.generation_config import GenerationConfig
 
 if TYPE_CHECKING:
     from vit.models.file import ModelFile
@@ -28,6 +29,7 @@ def evaluate_words(
     batch_size: int,
     device: str | None,
     beams: int,
+    no_repeat_ngram: int,
     java: bool,
 ) -> int:
     """Measure a captioner, a fused classifier, a model from text to text, or a language model; -> the exit code."""
@@ -37,7 +39,8 @@ def evaluate_words(
     reader = words_of(model, source, weights=weights, device=device)
     facts: Facts = {"model": source, "data": data, "weights": weights or ("raw" if model.ema is None else "ema")}
     if isinstance(reader, Captioner):
-        lines = _captions(reader, data, split, batch_size, beams, java, facts)
+        rules = GenerationConfig(beams=beams, no_repeat_ngram=no_repeat_ngram, max_length=reader.room(""))
+        lines = _captions(reader, data, split, batch_size, rules, java, facts)
     elif isinstance(reader, FusedModel):
         lines = _answers(reader, data, split, batch_size, facts)
     elif isinstance(reader.network, EncoderDecoder):
@@ -58,7 +61,13 @@ def evaluate_words(
 
 
 def _captions(
-    captioner: "Captioner", data: str, split: str | None, batch_size: int, beams: int, java: bool, facts: Facts
+    captioner: "Captioner",
+    data: str,
+    split: str | None,
+    batch_size: int,
+    rules: GenerationConfig,
+    java: bool,
+    facts: Facts,
 ) -> list[Facts]:
     from vit.data.captions import list_evaluation_captions
     from vit.evaluate.captions import caption_scores
@@ -79,7 +88,7 @@ def _captions(
                 read.append(entry)
             except UnreadableImage as error:
                 unreadable.append({"path": entry.path, "reason": error.reason})
-        for entry, caption in zip(read, captioner.caption(pictures, beams=beams), strict=True):
+        for entry, caption in zip(read, captioner.caption(pictures, config=rules), strict=True):
             candidates[entry.path], references[entry.path] = caption.text, list(entry.captions)
             lines[entry.path] = {"path": entry.path, "caption": caption.text, "score": caption.score}
             lines[entry.path]["finished"] = caption.finished
@@ -88,7 +97,8 @@ def _captions(
     if not candidates:
         raise DataError(f"{display_path(data)}: none of the {len(entries)} pictures could be read")
     scores = caption_scores(candidates, references)
-    facts |= {"split": name, "beams": beams, **scores.as_dict(), "unreadable": unreadable, "counts": listing.counts}
+    facts |= {"split": name, "beams": rules.beams, "no_repeat_ngram": rules.no_repeat_ngram, **scores.as_dict()}
+    facts |= {"unreadable": unreadable, "counts": listing.counts}
     facts["finished"] = sum(line["finished"] for line in lines.values()) / len(lines)
     facts["exact"] = sum(text in references[path] for path, text in candidates.items()) / len(candidates)
     if java:
