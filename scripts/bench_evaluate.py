@@ -8,8 +8,9 @@ favour.
 
 Same files (those of PHOTOS, a folder of class folders, repeated), same random weights, 224 pixels, crop 0.9, batches of
 64, two processes that read, fp32. The models are timm's vit_tiny_patch16_224 (6 million weights) and test_vit (0.5
-million, its smallest, whose sums do not drown the reading), both with patches of 32. timm's script is no part of its package: its loop is written out with timm's own dataset, loader
-and model. How many pictures the two answer alike is stated; less than 95 % is an error.
+million, its smallest, whose sums do not drown the reading), both with patches of 32. timm's script is no part of its
+package: its loop is written out with timm's own dataset, loader and model. How many pictures the two answer alike is
+stated; less than 95 % is an error.
 """
 
 import argparse

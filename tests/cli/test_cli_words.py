@@ -150,7 +150,8 @@ def test_a_captioner_is_measured(vit: Callable[..., Any], captioner: Path, scene
     assert {"path", "caption", "cider_d"} <= json.loads(lines[0]).keys()
     words = ["--out", tmp_path / "varied", "--accelerator", "cpu", "--no-repeat-ngram", 1]
     assert vit("evaluate", captioner, scenes, *words).code == 0
-    written = [json.loads(line)["caption"].split() for line in (tmp_path / "varied" / "captions.jsonl").open()]
+    lines = (tmp_path / "varied" / "captions.jsonl").read_text().splitlines()
+    written = [json.loads(line)["caption"].split() for line in lines]
     assert all(len(set(caption)) == len(caption) for caption in written)
 
 
