@@ -14,25 +14,22 @@ _STEEP = 500  # shrinking by more than this goes by whole pixels first: the filt
 def resized(
     pixels: np.ndarray, size: tuple[int, int], interpolation: Interpolation, extent: tuple[float, float] | None = None
 ) -> np.ndarray:
-    """pixels uint8 [H, W, 3] -> uint8 of height and width `size`, in memory of its own.
+    """pixels uint8 [H, W, 3] -> uint8 of height and width `size`, in memory of its own, colour by colour.
 
     `extent` is how many of the pixels the picture spans, from the first, where that is no whole number. Each value is
     Pillow's or next to it, seldom farther: torch has 16 bits for the filter's weights (on processors with AVX2),
     Pillow 22.
     """
-    whole = (float(pixels.shape[0]), float(pixels.shape[1]))
-    extent = whole if extent is None else extent
-    if any(have > _STEEP * want for have, want in zip(extent, size, strict=True)):
-        box = (0, 0, extent[1], extent[0])
-        filtered = Image.fromarray(pixels).resize(size[::-1], FILTERS[interpolation], box, reducing_gap=3.0)
-        return np.array(filtered)
-    tensor = as_tensor(pixels)[None]
-    if extent != whole:
-        scale = [want / have for want, have in zip(size, extent, strict=True)]
-        tensor = interpolate(tensor, scale_factor=scale, mode=interpolation, antialias=True)
-        return tensor[0].permute(1, 2, 0).numpy()
-    # Each pass rounds, so their order shows: Pillow 13 goes down first where far more rows than columns go away.
-    fewer_rows, fewer_columns = pixels.shape[0] - size[0], pixels.shape[1] - size[1]
-    if fewer_rows > 0 and fewer_rows > 2 * fewer_columns:
-        tensor = interpolate(tensor, size=(size[0], pixels.shape[1]), mode=interpolation, antialias=True)
-    return interpolate(tensor, size=size, mode=interpolation, antialias=True)[0].permute(1, 2, 0).numpy()
+    height, width = pixels.shape[:2] if extent is None else extent
+    if height > _STEEP * size[0] or width > _STEEP * size[1]:
+        box = (0, 0, width, height)
+        return np.array(Image.fromarray(pixels).resize(size[::-1], FILTERS[interpolation], box, reducing_gap=3.0))
+    scale = None if (height, width) == pixels.shape[:2] else [size[0] / height, size[1] / width]
+    filtered = interpolate(
+        as_tensor(pixels)[None],
+        size=size if scale is None else None,
+        scale_factor=scale,
+        mode=interpolation,
+        antialias=True,
+    )
+    return filtered[0].permute(1, 2, 0).numpy()

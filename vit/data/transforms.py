@@ -104,7 +104,15 @@ class EvaluationTransform:
         return round(height / ratio), round(width / ratio)
 
     def _resize(self, copy: Copy, fitted: tuple[int, int]) -> np.ndarray:
-        return resized(copy.pixels, fitted, self._interpolation, copy.extent)
+        """Each pass over the picture rounds, so their order shows: across first, and so does torch.
+
+        Pillow 13 goes down first where more than twice as many rows as columns go away.
+        """
+        pixels, (height, width) = copy.pixels, copy.extent
+        if (height, width) == pixels.shape[:2] and height > fitted[0] and height - fitted[0] > 2 * (width - fitted[1]):
+            pixels = resized(pixels, (fitted[0], pixels.shape[1]), self._interpolation)
+            return resized(pixels, fitted, self._interpolation)
+        return resized(pixels, fitted, self._interpolation, copy.extent)
 
     def _resize_centre(self, image: np.ndarray, fitted: tuple[int, int]) -> np.ndarray:
         """The centre of the resized picture, computed from the pixels it depends on alone."""
@@ -117,7 +125,8 @@ class EvaluationTransform:
     def _cut(self, picture: np.ndarray) -> np.ndarray:
         """The centre of a fitted picture."""
         top, left = (_centre(have, want) for have, want in zip(picture.shape, self.size, strict=False))
-        return np.ascontiguousarray(picture[top : top + self.size[0], left : left + self.size[1]])
+        kept = picture[top : top + self.size[0], left : left + self.size[1]]
+        return kept.copy(order="K")  # in the order of its memory, colour by colour, as `as_tensor` takes it
 
     def _pad(self, picture: np.ndarray) -> np.ndarray:
         """A fitted picture in the middle of the mean colour; where it is longer, its centre."""

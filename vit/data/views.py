@@ -9,6 +9,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
 from vit.data.config import Interpolation
 from vit.data.decode import Copy
@@ -105,7 +106,11 @@ def cut_out(copy: Copy, view: View, size: tuple[int, int], interpolation: Interp
     part = copy.pixels[top:bottom, left:right]
     if part.shape[0] <= size[0] and part.shape[1] <= size[1]:
         return turned(cv2.resize(part, size[::-1], interpolation=_GROWS[interpolation]), view)
-    return turned(resized(part, size, interpolation), view)
+    shrunk = torch.from_numpy(
+        resized(part, size, interpolation)
+    )  # whose planes lie apart: OpenCV would copy them first
+    ways = [axis for axis, turns in ((0, view.upside_down), (1, view.mirrored)) if turns]
+    return (shrunk.flip(ways) if ways else shrunk).numpy()
 
 
 def _nearest(first: float, last: float) -> tuple[int, int]:
