@@ -8,6 +8,7 @@ from PIL import Image
 from timm.data import create_transform
 
 from vit.data.config import Preprocessing
+from vit.data.normalise import as_tensor
 from vit.data.transforms import EvaluationTransform
 
 SHAPES = [(48, 64), (64, 48), (375, 500), (500, 333), (24, 24), (32, 32), (33, 31), (1, 1), (7, 130), (200, 11), (2, 3)]
@@ -102,4 +103,5 @@ def test_the_result_can_be_written_to_and_lies_in_one_piece():
             out = EvaluationTransform(Preprocessing((32, 32), resize))(picture(*shape))
             assert out.dtype == np.uint8
             assert out.flags.writeable
-            assert out.flags.c_contiguous
+            assert out.flags.c_contiguous or out.transpose(2, 0, 1).flags.c_contiguous
+            assert np.shares_memory(as_tensor(out).numpy(), out)

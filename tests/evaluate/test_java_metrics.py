@@ -1,8 +1,9 @@
-"""METEOR through a stand-in for Java that speaks its protocol; the real one where it is installed."""
+"""METEOR and SPICE through stand-ins for Java that speak their protocols; the real METEOR where it is installed."""
 
 import csv
 import gzip
 import importlib.util
+import json
 import os
 import shutil
 import sys
@@ -94,10 +95,58 @@ def test_what_is_missing_is_named(tmp_path: Path, jar: Path, monkeypatch: pytest
         java_scores("meteor", CANDIDATES, REFERENCES)
 
 
-def test_other_metrics_and_captions_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"SPICE is not offered: .* stanford-corenlp-3\.6\.0\.jar"):
+SPICE = """#!{python}
+import json, sys
+asked, answers = sys.argv[4], sys.argv[8]
+entries = json.load(open(asked, encoding="utf-8"))
+json.dump([sys.argv[1:4] + sys.argv[5:6] + sys.argv[7:8] + sys.argv[9:], entries], open("heard.json", "w"))
+told = [
+    {{"image_id": entry["image_id"], "scores": {{"All": {{"f": len(entry["refs"]) / 4}}, "Color": {{"f": None}}}}}}
+    for entry in reversed(entries)
+]
+json.dump(told, open(answers, "w"))
+"""
+
+
+@pytest.fixture
+def parser(jar: Path) -> Path:
+    """The place of SPICE's program in the same pycocoevalcap, with its parser."""
+    program = jar.parent.parent / "spice" / "spice-1.0.jar"
+    (program.parent / "lib").mkdir(parents=True)
+    program.touch()
+    for name in ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"):
+        (program.parent / "lib" / name).touch()
+    return program
+
+
+def test_spice_is_asked_by_a_file_and_is_the_mean_of_the_pictures(tmp_path: Path, parser: Path) -> None:
+    java(tmp_path, SPICE.format(python=sys.executable))
+    scores = java_scores("spice", CANDIDATES, REFERENCES)
+    assert scores.pictures == {"x": 0.5, "y": 0.25}
+    assert scores.score == 0.375
+    words, entries = json.loads((parser.parent / "heard.json").read_text())
+    assert words == ["-Xmx8G", "-jar", "spice-1.0.jar", "-cache", "-out", "-subset", "-silent"]
+    assert entries == [
+        {"image_id": 0, "test": "a dog runs", "refs": ["the dog runs", "a dog"]},
+        {"image_id": 1, "test": "two -lrb- caf\u00e9 -rrb- cats", "refs": ["cats"]},
+    ]
+
+
+def test_spice_that_fails_or_lacks_its_parser_is_told(tmp_path: Path, parser: Path) -> None:
+    java(tmp_path, "#!/bin/sh\necho 'no room for the heap' >&2\nexit 1\n")
+    with pytest.raises(VitError) as raised:
         java_scores("spice", CANDIDATES, REFERENCES)
-    with pytest.raises(ConfigError, match="no Java metric is called 'bleu': there is meteor"):
+    assert str(raised.value) == f"SPICE failed: no room for the heap\nIts program: {parser}"
+    java(tmp_path, f"#!/bin/sh\nexec {shutil.which('sleep', path='/bin:/usr/bin')} 600\n")
+    with pytest.raises(VitError, match=r"SPICE was stopped: it took longer than 0\.2 seconds"):
+        java_scores("spice", CANDIDATES, REFERENCES, time_limit=0.2)
+    (parser.parent / "lib" / "stanford-corenlp-3.6.0-models.jar").unlink()
+    with pytest.raises(ConfigError, match=r"SPICE needs stanford-corenlp-3\.6\.0-models\.jar in .*/spice/lib"):
+        java_scores("spice", CANDIDATES, REFERENCES)
+
+
+def test_other_metrics_and_captions_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no Java metric is called 'bleu': there are meteor and spice"):
         java_scores("bleu", CANDIDATES, REFERENCES)
     with pytest.raises(DataError, match="1 without references: 'y'"):
         java_scores("meteor", CANDIDATES, {"x": ["a"]})

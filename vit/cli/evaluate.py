@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--no-repeat-ngram", type=int, default=0, metavar="N", help="in captions no N words in a row occur twice"
     )
-    parser.add_argument("--java", action="store_true", help="METEOR of captions too, by pycocoevalcap's Java program")
+    parser.add_argument("--java", action="store_true", help="METEOR and SPICE of captions, by pycocoevalcap's Java")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32")
     options = parser.parse_args(argv)
     config = Config(

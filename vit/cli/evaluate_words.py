@@ -103,6 +103,10 @@ def _captions(
     facts["exact"] = sum(text in references[path] for path, text in candidates.items()) / len(candidates)
     if java:
         facts["meteor"] = java_scores("meteor", candidates, references).score
+        try:
+            facts["spice"] = java_scores("spice", candidates, references).score
+        except ConfigError as error:
+            log.info("left out           %s", error)
     for path, picture in scores.pictures.items():
         lines[path] |= {"bleu4": picture.bleu4, "rouge_l": picture.rouge_l, "cider_d": picture.cider_d}
     log.info("pictures           %d of %s, split %s", scores.count, display_path(data), name)
@@ -113,6 +117,8 @@ def _captions(
         log.info("%-18s %6.4f   (95 %%: %.4f to %.4f)", _METRICS[key], value, low, high)
     if java:
         log.info("METEOR             %6.4f", facts["meteor"])
+    if "spice" in facts:
+        log.info("SPICE              %6.4f", facts["spice"])
     log.info("word for word      %6.2f %%  one of the references", 100 * facts["exact"])
     log.info("distinct captions  %6.2f %%", 100 * scores.distinct_captions)
     log.info("ended properly     %6.2f %%", 100 * facts["finished"])

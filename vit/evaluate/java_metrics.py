@@ -1,9 +1,10 @@
-"""METEOR from its authors' Java program, which an installed pycocoevalcap brings along; nothing of it is ours.
+"""METEOR and SPICE from their authors' Java programs, which an installed pycocoevalcap brings along; nothing is ours.
 
 No letters: this file knows strings and numbers only.
 """
 
 import importlib.util
+import json
 import shutil
 import subprocess
 import tempfile
@@ -23,7 +24,7 @@ _SEPARATOR = " ||| "  # no token holds it: the tokenizer takes bars one by one
 
 @dataclass(frozen=True, eq=False)
 class JavaScores(Generic[Id]):
-    """METEOR of the whole set, from the statistics of all pictures summed up, and of each picture."""
+    """The metric of the whole set, and of each picture: METEOR's is of their statistics summed up, SPICE's the mean."""
 
     score: float
     pictures: dict[Id, float] = field(repr=False)
@@ -32,32 +33,62 @@ class JavaScores(Generic[Id]):
 def java_scores(
     metric: str, candidates: Mapping[Id, str], references: Mapping[Id, Sequence[str]], *, time_limit: float = 600
 ) -> JavaScores[Id]:
-    """`metric` "meteor": METEOR 1.5 (Denkowski & Lavie 2014) with its paraphrases, as coco-caption runs it.
+    """`metric` "meteor": METEOR 1.5 (Denkowski & Lavie 2014) with its paraphrases; "spice": SPICE 1.0 (Anderson et al.
+    2016), F of the scene graphs. Both as coco-caption runs them.
 
-    The program starts in a process of its own and is stopped after `time_limit` seconds; a thousand pictures take
-    some twenty. The captions are tokenized by `ptb_tokens`.
+    The program starts in a process of its own and is stopped after `time_limit` seconds; METEOR of a thousand pictures
+    takes some twenty. The captions are tokenized by `ptb_tokens`. SPICE needs a parser that pycocoevalcap comes
+    without, stanford-corenlp-3.6.0.jar and stanford-corenlp-3.6.0-models.jar in its folder spice/lib: the package's
+    own spice.Spice() downloads them.
 
-    Raises ConfigError where Java or pycocoevalcap is missing, and for "spice", which is not offered; DataError as
-    `caption_scores`; VitError where the program fails or takes longer than the limit.
+    Raises ConfigError where Java, pycocoevalcap or the parser is missing; DataError as `caption_scores`; VitError where
+    the program fails or takes longer than the limit.
     """
-    if metric == "spice":
-        raise ConfigError(
-            "SPICE is not offered: pycocoevalcap comes without the parser it needs, stanford-corenlp-3.6.0.jar and\n"
-            "stanford-corenlp-3.6.0-models.jar in its folder spice/lib; the package's own spice.Spice() downloads them"
-        )
-    if metric != "meteor":
-        raise ConfigError(f"no Java metric is called {metric!r}: there is meteor")
+    if metric not in ("meteor", "spice"):
+        raise ConfigError(f"no Java metric is called {metric!r}: there are meteor and spice")
     check_captions(candidates, references)
-    scored = [
-        _SEPARATOR.join(["SCORE", *map(_line, references[i]), _line(caption)]) for i, caption in candidates.items()
-    ]
-    total, single = _meteor(scored, time_limit)
+    if metric == "spice":
+        single = _spice(
+            [(_line(caption), [*map(_line, references[i])]) for i, caption in candidates.items()], time_limit
+        )
+        total = sum(single) / len(single)
+    else:
+        scored = [
+            _SEPARATOR.join(["SCORE", *map(_line, references[i]), _line(caption)]) for i, caption in candidates.items()
+        ]
+        total, single = _meteor(scored, time_limit)
     return JavaScores(total, dict(zip(candidates, single, strict=True)))
+
+
+def _spice(asked: Sequence[tuple[str, Sequence[str]]], time_limit: float) -> list[float]:
+    """The score of each caption against its references, by a file of questions and one of answers."""
+    java, jar = _java("SPICE"), _jar("SPICE", "spice/spice-1.0.jar")
+    for name in ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"):
+        if not (jar.parent / "lib" / name).is_file():
+            raise ConfigError(f"SPICE needs {name} in {jar.parent / 'lib'}; pycocoevalcap's own spice.Spice() gets it")
+    with tempfile.TemporaryDirectory() as folder:
+        questions, answers, cache = (Path(folder, name) for name in ("asked.json", "told.json", "cache"))
+        cache.mkdir()
+        entries = [{"image_id": n, "test": caption, "refs": known} for n, (caption, known) in enumerate(asked)]
+        questions.write_text(json.dumps(entries), encoding="utf-8")
+        command = [java, "-Xmx8G", "-jar", jar.name, questions, "-cache", cache, "-out", answers, "-subset", "-silent"]
+        try:
+            done = subprocess.run(
+                [*map(str, command)], cwd=jar.parent, capture_output=True, text=True, timeout=time_limit, check=False
+            )
+            told = json.loads(answers.read_text(encoding="utf-8"))
+            found = {entry["image_id"]: float(entry["scores"]["All"]["f"]) for entry in told}
+            return [found[n] for n in range(len(asked))]
+        except subprocess.TimeoutExpired as error:
+            raise VitError(f"SPICE was stopped: it took longer than {time_limit:g} seconds") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            said = next((line.strip() for line in reversed(done.stderr.splitlines()) if line.strip()), str(error))
+            raise VitError(f"SPICE failed: {said}\nIts program: {jar}") from error
 
 
 def _meteor(scored: Sequence[str], time_limit: float) -> tuple[float, list[float]]:
     """The score of the set, and of each of the pictures whose questions are `scored`."""
-    java, jar = _java(), _meteor_jar()
+    java, jar = _java("METEOR"), _jar("METEOR", "meteor/meteor-1.5.jar")
     command = [java, "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", jar.name, "-", "-", "-stdio", "-l", "en", "-norm"]
     late = threading.Event()
     with (
@@ -126,19 +157,21 @@ def _last_line(file: IO[str]) -> str:
     return next((line.strip() for line in reversed(file.readlines()) if line.strip()), "")
 
 
-def _java() -> str:
+def _java(metric: str) -> str:
     java = shutil.which("java")
     if java is None:
-        raise ConfigError("METEOR needs Java, and no program `java` is found: install a Java runtime")
+        raise ConfigError(f"{metric} needs Java, and no program `java` is found: install a Java runtime")
     return java
 
 
-def _meteor_jar() -> Path:
-    spec = importlib.util.find_spec("pycocoevalcap")  # found, not imported: its code needs more packages than its jar
+def _jar(metric: str, place: str) -> Path:
+    spec = importlib.util.find_spec("pycocoevalcap")  # found, not imported: its code needs more packages than its jars
     folders = list(spec.submodule_search_locations or []) if spec else []
     if not folders:
-        raise ConfigError("METEOR needs the package pycocoevalcap, which is not installed: pip install pycocoevalcap")
-    jar = Path(folders[0], "meteor", "meteor-1.5.jar")
+        raise ConfigError(
+            f"{metric} needs the package pycocoevalcap, which is not installed: pip install pycocoevalcap"
+        )
+    jar = Path(folders[0], place)
     if not jar.is_file():
-        raise ConfigError(f"METEOR's program is missing from the installed pycocoevalcap: {jar}")
+        raise ConfigError(f"{metric}'s program is missing from the installed pycocoevalcap: {jar}")
     return jar
