@@ -258,3 +258,20 @@ def test_names_of_odd_bytes_survive_in_the_table(report: Any, labelled: Path, pi
     (labelled / "odd.png").rename(odd)
     _, rows, _ = report(labelled)
     assert sum(row["path"] == str(odd) for row in rows) == 1
+
+
+def test_two_processes_write_the_report_of_one(report: Any, labelled: Path) -> None:
+    (labelled / "red" / "broken.png").write_bytes(b"no picture")
+    _, alone, _ = report(labelled)
+    metrics, rows, _ = report(labelled, "--devices", 2)
+    assert metrics["count"] == 15
+    assert rows == alone
+
+
+def test_a_device_that_is_not_here_is_refused(refused: Any, trained_run: Path, labelled: Path, tmp_path: Path) -> None:
+    import torch
+
+    if torch.backends.mps.is_available():
+        pytest.skip("this machine has it")
+    message = refused("evaluate", trained_run, labelled, "--out", tmp_path / "r", "--accelerator", "mps", code=2)
+    assert message == "vit: accelerator: torch finds no mps on this machine\n"

@@ -84,7 +84,7 @@ def _evaluate_pictures(
     """A classifier on the pictures of DATA; `words` is the command, for the other processes of several devices."""
     from vit.data.folders import list_evaluation
     from vit.models.build import build_network
-    from vit.tasks.devices import devices_for, in_company, start_company
+    from vit.tasks.devices import devices_for, distributed, launch
     from vit.tasks.evaluation import evaluate
 
     if not file.classes:
@@ -98,10 +98,10 @@ def _evaluate_pictures(
         raise ConfigError(f"--out {display_path(folder)}: {(error.strerror or str(error)).lower()}") from error
     devices = devices_for(options.accelerator, options.devices)
     if devices > 1:
-        return start_company(devices, words)
+        return launch(devices, words)
     (name, samples), *_ = listing.splits.items()
     preprocessing = Preprocessing.from_json(file.preprocessing)
-    with in_company() as rank:
+    with distributed() as rank:
         if rank == 0:
             announce(file)
         started = time.perf_counter()

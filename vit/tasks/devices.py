@@ -17,15 +17,17 @@ from vit.tasks.config import TrainConfig
 
 def device_for(accelerator: str) -> str:
     """The device of `train.accelerator` for a process that needs but one. Raises ConfigError where it is not here."""
-    here = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    kind = next(kind for kind in here if here[kind]) if accelerator == "auto" else accelerator
-    if not here[kind]:
-        raise ConfigError(f"accelerator: torch finds no {kind} on this machine")
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if kind == "gpu" else kind  # each of several processes has its own
+    if accelerator in ("auto", "gpu") and torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # each of several processes has its own
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return "mps"
+    if accelerator in ("gpu", "mps"):
+        raise ConfigError(f"accelerator: torch finds no {accelerator} on this machine")
+    return "cpu"
 
 
 def devices_for(accelerator: str, asked: str) -> int:
-    """How many processes are to be started, one a device: `asked`, or, for auto, one for each GPU; one in company.
+    """How many processes are to be started, one a device: `asked`, or, for auto, one for each GPU; one among several.
 
     Raises ConfigError for more GPUs than there are.
     """
@@ -47,7 +49,7 @@ def settled_precision(train: TrainConfig) -> Literal["fp32", "bf16", "fp16"]:
 
 
 @contextlib.contextmanager
-def in_company() -> Iterator[int]:
+def distributed() -> Iterator[int]:
     """Inside, processes that torchrun started share pictures out among themselves; gives this one's rank.
 
     What they tell each other are rows of numbers at the end, for which gloo serves on every device.
@@ -62,18 +64,18 @@ def in_company() -> Iterator[int]:
         dist.destroy_process_group()
 
 
-def start_company(devices: int, words: Sequence[str]) -> int:
+def launch(devices: int, words: Sequence[str]) -> int:
     """Run `vit WORDS` as so many processes of this machine, as torchrun would. Returns the exit code."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes speak for themselves
-    launch = LaunchConfig(
+    several = LaunchConfig(
         1, 1, devices, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, run_id="evaluate"
     )
     try:
-        elastic_launch(launch, sys.executable)("-m", "vit.cli", *words)
+        elastic_launch(several, sys.executable)("-m", "vit.cli", *words)
     except ChildFailedError as error:
         return error.get_first_failure()[1].exitcode
     except SignalException as error:

@@ -31,7 +31,7 @@ _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def evaluate(
     network: VisionTransformer, samples: Sequence[Sample], preprocessing: Preprocessing, config: Config, classes: int
 ) -> Gathered:
-    """The result rows of every picture. Of several processes (`in_company`) each answers its part and has all rows."""
+    """The result rows of every picture. Of several processes (`distributed`) each answers its part and has all rows."""
     network.to(device_for(config.train.accelerator)).eval()
     rows = Rows()
     precision = settled_precision(config.train)
