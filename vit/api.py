@@ -1,5 +1,6 @@
 """The Python face of the project: `vit.load(path)` and what it returns."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from vit.data.config import Preprocessing
+from vit.data.dataset import picture_source
 from vit.data.decode import upright_rgb
 from vit.data.normalise import Normalise, as_tensor
 from vit.data.transforms import EvaluationTransform
@@ -56,7 +58,7 @@ class PictureReader:
     def prepare(self, image: Picture) -> Tensor:
         """One picture of any size and kind -> uint8 [3, H, W] of the model's size."""
         if isinstance(image, str | Path):
-            return as_tensor(self.transform.read(image))
+            return as_tensor(self.transform.read(picture_source(os.fspath(image))))
         return as_tensor(self.transform(_as_array(image)))
 
     def batches(self, images: Any, batch_size: int) -> Iterator[Tensor]:

@@ -155,6 +155,25 @@ def test_a_captioner_is_measured(vit: Callable[..., Any], captioner: Path, scene
     assert all(len(set(caption)) == len(caption) for caption in written)
 
 
+def test_a_captioner_learns_the_same_from_shards_and_is_measured_on_them(
+    vit: Callable[..., Any], scenes: Path, train: Callable[..., None], tmp_path: Path
+) -> None:
+    shards = tmp_path / "shards"
+    assert vit("data", "shard", scenes, "--task=caption", "--out", shards, "--data.workers=1").code == 0
+    weights, numbers = [], []
+    for data in (scenes, shards):
+        run = tmp_path / f"run of {data.name}"
+        few = ["--train.epochs=1", "--data.cache=none"]
+        train(data, "--task", "caption", *few, *EYES, *SMALL, "--out", run)
+        outcome = vit("evaluate", run, data, "--out", tmp_path / "report", "--accelerator", "cpu", "--beams", 1)
+        assert outcome.code == 0, outcome
+        told = json.loads((tmp_path / "report" / "metrics.json").read_text())
+        numbers.append({key: told[key] for key in ("split", "count", "exact", "rouge_l", "cider_d")})
+        weights.append(torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert numbers[0] == numbers[1]
+
+
 def test_a_run_of_words_goes_on_as_if_it_had_never_stopped(
     scenes: Path, train: Callable[..., None], tmp_path: Path
 ) -> None:

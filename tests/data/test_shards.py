@@ -1,5 +1,6 @@
 """Shards hold a data set as it was; LitData streams them, every picture once an epoch, also after a resume."""
 
+import json
 import multiprocessing
 import shutil
 from pathlib import Path
@@ -11,12 +12,13 @@ import torch
 from PIL import Image
 
 from vit.data.augment import TrainingTransform
+from vit.data.captions import list_captions
 from vit.data.config import AugmentConfig, Preprocessing
 from vit.data.dataset import Batch, ImageDataset, Loaded, evaluation_loader, picture_source
 from vit.data.folders import Listing, list_evaluation, list_training
 from vit.data.layouts import is_shards
 from vit.data.sampling import Draw
-from vit.data.shards import ShardListing, list_shards, write_shards
+from vit.data.shards import ShardListing, list_shards, shard_side, write_caption_shards, write_shards
 from vit.errors import DataError
 
 PREPROCESSING = Preprocessing((24, 24))
@@ -213,3 +215,33 @@ def test_shards_are_written_to_a_new_folder_alone(listing: Listing, copy: Path) 
 def test_an_address_that_answers_nothing_is_an_error_in_words() -> None:
     with pytest.raises(DataError, match=r"nowhere://bucket/name/vit\.json: "):
         list_shards("nowhere://bucket/name")
+
+
+def test_captions_lie_beside_the_shards_of_their_pictures(folder: Path, tmp_path: Path) -> None:
+    rows = [
+        {
+            "file_name": f"{split}/{label}/{index:02}.jpg",
+            "split": split,
+            "captions": [f"{label} {index}", "caf\u00e9\n1"],
+        }
+        for split, count in (("train", 4), ("val", 2))
+        for label in "abc"
+        for index in range(count)
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "captions.jsonl").write_text(lines, encoding="utf-8")
+    shares = {"val_fraction": 0.5, "test_fraction": 0.0}
+    listed = list_captions(folder / "captions.jsonl", **shares, seed=0)
+    write_caption_shards(listed, str(tmp_path / "shards"), megabytes=1, workers=1)
+    found = list_captions(tmp_path / "shards", **shares, seed=9)  # it has its splits
+    assert {split: len(pictures) for split, pictures in found.splits.items()} == {"train": 12, "val": 6}
+    for split, pictures in listed.splits.items():
+        for picture, stored in zip(pictures, found.splits[split], strict=True):
+            assert (stored.captions, stored.id) == (picture.captions, picture.id)
+            assert picture_source(stored.path) == Path(picture.path).read_bytes()
+    assert shard_side(found.splits["train"][0].path) == 30
+    with pytest.raises(DataError, match=r"vit\.json: not a manifest of shards of pictures with classes$"):
+        list_training(tmp_path / "shards", **shares, seed=0)
+    (tmp_path / "shards" / "captions.jsonl").write_text('{"split": "train"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"vit\.json: not a manifest of shards of pictures with captions$"):
+        list_captions(tmp_path / "shards", **shares, seed=0)

@@ -102,20 +102,25 @@ def shard(data: str, config: Config, out: str, engine: str, megabytes: int) -> i
             }
             _write_tars(told, out, megabytes)
         counts = {split: len(samples) for split, samples in listing.splits.items()}
-    elif config.task == "caption" and engine == "webdataset":
+    elif config.task == "caption":
         from vit.data.captions import list_captions
 
         captions = list_captions(data, **shares, seed=config.train.seed)
-        told = {
-            split: [
-                (entry.path, {"txt": "\n".join(" ".join(c.splitlines()) for c in entry.captions)}) for entry in part
-            ]
-            for split, part in captions.splits.items()
-        }
-        _write_tars(told, out, megabytes)
+        if engine == "litdata":
+            from vit.data.shards import write_caption_shards
+
+            write_caption_shards(captions, out, megabytes=megabytes, workers=config.data.workers)
+        else:
+            told = {
+                split: [
+                    (entry.path, {"txt": "\n".join(" ".join(c.splitlines()) for c in entry.captions)}) for entry in part
+                ]
+                for split, part in captions.splits.items()
+            }
+            _write_tars(told, out, megabytes)
         counts = {split: len(part) for split, part in captions.splits.items()}
     else:
-        raise ConfigError(f"task: {config.task} cannot be written with --format {engine}; caption takes webdataset")
+        raise ConfigError(f"task: {config.task} has no shards; classify and caption have")
     log.info(
         "shards     %s in %s", "   ".join(f"{name} {count:,}" for name, count in counts.items()), display_path(out)
     )

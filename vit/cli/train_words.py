@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vit.cli.config import to_yaml
 from vit.cli.train import LAST, folder_of, tell_changes
+from vit.data.folders import SHARDS
 from vit.errors import ConfigError, display_path
 from vit.files import write_text
 from vit.signals import signals
@@ -43,7 +44,8 @@ def train_words(
     from vit.tasks.words import read_words, set_up_words
 
     check_optimizer(config.optim.name)
-    path = str(Path(data if data is not None else before["path"]).absolute())
+    path = data if data is not None else before["path"]
+    path = path if "://" in path else str(Path(path).absolute())
     words = read_words(path, config)
     if resume and words.fingerprint() != before["sha256"]:
         raise ConfigError(f"--resume: {display_path(path)} has changed since the run began; start a new run")
@@ -61,7 +63,8 @@ def train_words(
             if config.task == "fuse":
                 write_text(run / "classes.json", json.dumps(setup.task.classes, indent=1) + "\n")
         elif first:
-            tell_changes(changes, list(chain.from_iterable(words.images.values())), run / "data.json")
+            files = [name for name in chain.from_iterable(words.images.values()) if not name.startswith(SHARDS)]
+            tell_changes(changes, files, run / "data.json")
         signals.check()
         if first:
             write_text(run / "config.yaml", to_yaml(setup.config))

@@ -24,7 +24,18 @@ from vit.data.annotated import (
 )
 from vit.data.caption_formats import EMPTY, Reader, Record, caption_reader, captions_of, read_json, strict_text
 from vit.data.folders import choose_split
-from vit.data.layouts import SPLITS, UNSPLIT, LeftOut, entries, is_picture, split_in, split_of_tar, unfit, walk
+from vit.data.layouts import (
+    SPLITS,
+    UNSPLIT,
+    LeftOut,
+    entries,
+    is_picture,
+    is_shards,
+    split_in,
+    split_of_tar,
+    unfit,
+    walk,
+)
 from vit.data.tars import members, tars_in
 from vit.errors import DataError, display_path
 
@@ -131,6 +142,10 @@ class _Entry:
 def _find(data: str | os.PathLike[str], images: str | None) -> CaptionListing:
     """All captioned pictures by split; the only split is `UNSPLIT` where the data names none."""
     images = None if images is None else os.path.abspath(images)
+    if is_shards(data):
+        from vit.data.shards import list_caption_shards  # builds on this module
+
+        return list_caption_shards(data)
     tally = Tally()
     if tars := tars_in(data):
         return _in_tars(os.path.abspath(os.fspath(data)), tars, tally)

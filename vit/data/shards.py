@@ -2,7 +2,8 @@
 
 They are LitData's chunks, so that streaming, shuffling, sharing out among processes and resuming within an epoch are
 that engine's work. Beside them lies `vit.json`: classes and counts, written last, so that shards cut short are no data
-set. Each sample holds the bytes of a picture's file as they were, its class, its number and its name.
+set. Each sample holds the bytes of a picture's file as they were, its class, its number and its name. Captions lie in
+one file beside them, `captions.jsonl`.
 
 This module needs the extra `stream`.
 """
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from vit.data.captions import Captioned, CaptionListing
 from vit.data.dataset import Failed, Loaded, worker_count
 from vit.data.decode import picture_size, read_picture
 from vit.data.folders import SHARDS, Listing, Sample
@@ -29,6 +31,7 @@ from vit.errors import DataError, UnreadableImage, VitError, display_path
 from vit.files import write_text
 
 _VERSION = 1
+_CAPTIONS = "captions.jsonl"
 
 
 def _engine() -> Any:
@@ -56,28 +59,52 @@ def write_shards(listing: Listing, out: str, *, megabytes: int = 64, workers: in
 
     `out` is a new folder, or an address that LitData can write to. Raises DataError where there is something already.
     """
+    entries = {split: [(s.path, s.label) for s in samples] for split, samples in listing.splits.items()}
+    splits = _write(entries, listing.root, out, megabytes, workers)
+    for split, samples in listing.splits.items():
+        splits[split]["labels"] = [[k, len(list(group))] for k, group in groupby(s.label for s in samples)]
+    _put_manifest(out, {"classes": list(listing.classes), "splits": splits})
+
+
+def write_caption_shards(listing: CaptionListing, out: str, *, megabytes: int = 64, workers: int = -1) -> None:
+    """As `write_shards` does, of captioned pictures; their captions lie in one file beside the manifest."""
+    entries = {split: [(picture.path, 0) for picture in pictures] for split, pictures in listing.splits.items()}
+    splits = _write(entries, listing.images, out, megabytes, workers)
+    told = [
+        {"split": split, "id": picture.id, "captions": picture.captions}
+        for split, pictures in listing.splits.items()
+        for picture in pictures
+    ]
+    _put(out, _CAPTIONS, "".join(json.dumps(line, ensure_ascii=True) + "\n" for line in told))
+    _put_manifest(out, {"splits": splits})
+
+
+def _write(
+    entries: dict[str, list[tuple[str, int]]], root: str, out: str, megabytes: int, workers: int
+) -> dict[str, dict[str, Any]]:
+    """Write pictures, (path, label) by split, and say what the manifest tells of each split."""
     engine = _engine()
     if "://" not in out and os.path.isdir(out) and os.listdir(out):
         raise DataError(f"{display_path(out)}: not empty; shards are written to a new folder")
-    splits: dict[str, Any] = {}
-    for split, samples in listing.splits.items():
-        count = min(worker_count(workers), max(1, len(samples) // 64))
-        entries = [(index, sample.path, sample.label, listing.root) for index, sample in enumerate(samples)]
+    splits: dict[str, dict[str, Any]] = {}
+    for split, pictures in entries.items():
+        count = min(worker_count(workers), max(1, len(pictures) // 64))
         with _start_method_kept():
             engine.optimize(
                 _sample,
-                entries,
+                [(index, path, label, root) for index, (path, label) in enumerate(pictures)],
                 _joined(out, split),
                 chunk_bytes=f"{megabytes}MB",
                 num_workers=count,
                 keep_data_ordered=True,
                 verbose=False,
             )
-        runs = [[label, len(list(group))] for label, group in groupby(sample.label for sample in samples)]
-        splits[split] = {"labels": runs, "side": _side(samples)}
-    manifest = {"format": "vit shards", "version": _VERSION, "engine": "litdata", "classes": list(listing.classes)}
-    manifest |= {"splits": splits}
-    _put(out, json.dumps(manifest, indent=1) + "\n")
+        splits[split] = {"side": _side([path for path, _ in pictures])}
+    return splits
+
+
+def _put_manifest(out: str, told: dict[str, Any]) -> None:
+    _put(out, MANIFEST, json.dumps({"format": "vit shards", "version": _VERSION, "engine": "litdata"} | told, indent=1))
 
 
 @contextlib.contextmanager
@@ -102,22 +129,64 @@ def list_shards(data: str | os.PathLike[str], classes: Sequence[str] | None = No
 
     Raises DataError where there is none, or it is damaged.
     """
-    root = os.fspath(data)
-    root = root if "://" in root else os.path.abspath(root)
+    root, told = _manifest(data)
     try:
-        told = json.loads(_got(root))
-        if told["format"] != "vit shards" or told["version"] != _VERSION:
-            raise DataError(f"{display_path(root)}: shards of version {told['version']}, this is version {_VERSION}")
         names, splits = tuple(told["classes"]), {}
         for split, facts in told["splits"].items():
             labels = [label for label, count in facts["labels"] for _ in range(count)]
-            splits[split] = [Sample(f"{SHARDS}{_joined(root, split)}#{i}", label) for i, label in enumerate(labels)]
+            splits[split] = [Sample(_name(root, split, i), label) for i, label in enumerate(labels)]
         side = int(told["splits"]["train" if "train" in splits else next(iter(splits))]["side"])
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{display_path(root)}/{MANIFEST}: not a manifest of shards") from error
+        raise _no_manifest(root, "of pictures with classes") from error
     if classes is not None and tuple(classes) != names:
         raise DataError(f"{display_path(root)}: has other classes than the model, or in another order")
     return ShardListing(root, names, splits, side=side)
+
+
+def list_caption_shards(data: str | os.PathLike[str]) -> CaptionListing:
+    """Read what `write_caption_shards` wrote. Raises DataError where there is none, or it is damaged."""
+    root, told = _manifest(data)
+    listing = CaptionListing(root, root, {})
+    try:
+        for line in _got(root, _CAPTIONS).splitlines():
+            entry = json.loads(line)
+            pictures = listing.splits.setdefault(entry["split"], [])
+            pictures.append(
+                Captioned(_name(root, entry["split"], len(pictures)), tuple(entry["captions"]), entry["id"])
+            )
+        if not told["splits"].keys() == listing.splits.keys():
+            raise ValueError(f"splits {[*listing.splits]}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise _no_manifest(root, "of pictures with captions") from error
+    return listing
+
+
+def shard_side(name: str) -> int:
+    """The median short side in pixels of the split that a picture of shards is in."""
+    root, _, split = name.removeprefix(SHARDS).rpartition("#")[0].rpartition("/")
+    return int(_manifest(root)[1]["splits"][split]["side"])
+
+
+def _manifest(data: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
+    """The place of shards, and what their manifest tells."""
+    root = os.fspath(data)
+    root = root if "://" in root else os.path.abspath(root)
+    try:
+        told: dict[str, Any] = json.loads(_got(root, MANIFEST))
+        if told["format"] != "vit shards" or told["version"] != _VERSION:
+            raise DataError(f"{display_path(root)}: shards of version {told['version']}, this is version {_VERSION}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise _no_manifest(root, "") from error
+    return root, told
+
+
+def _no_manifest(root: str, what: str) -> DataError:
+    return DataError(f"{display_path(root)}/{MANIFEST}: not a manifest of shards {what}".rstrip())
+
+
+def _name(root: str, split: str, number: int) -> str:
+    """What a picture of shards is called, as good as a path."""
+    return f"{SHARDS}{_joined(root, split)}#{number}"
 
 
 def stored_picture(name: str) -> bytes:
@@ -156,11 +225,11 @@ def loaded(sample: dict[str, Any], read: Callable[[bytes], np.ndarray], size: tu
     return Loaded(as_tensor(pixels), int(sample["label"]), index)
 
 
-def _side(samples: Sequence[Sample]) -> int:
+def _side(paths: Sequence[str]) -> int:
     sides = []
-    for sample in samples[:: max(1, len(samples) // 64)]:
+    for path in paths[:: max(1, len(paths) // 64)]:
         try:
-            sides.append(min(picture_size(sample.path)))
+            sides.append(min(picture_size(path)))
         except UnreadableImage:
             continue
     return int(np.median(sides)) if sides else 224
@@ -170,28 +239,28 @@ def _joined(root: str, name: str) -> str:
     return f"{root.rstrip('/')}/{name}"
 
 
-def _put(root: str, text: str) -> None:
-    """Write the manifest of shards."""
+def _put(root: str, name: str, text: str) -> None:
+    """Write a file beside the shards."""
     if "://" not in root:
-        write_text(Path(root) / MANIFEST, text)
+        write_text(Path(root) / name, text)
         return
     import obstore
 
-    obstore.put(obstore.store.from_url(root), MANIFEST, text.encode())
+    obstore.put(obstore.store.from_url(root), name, text.encode())
 
 
-def _got(root: str) -> str:
-    """Read the manifest of shards."""
+def _got(root: str, name: str) -> str:
+    """Read a file beside the shards."""
     try:
         if "://" not in root:
-            return (Path(root) / MANIFEST).read_text(encoding="utf-8")
+            return (Path(root) / name).read_text(encoding="utf-8")
         _engine()  # brings obstore
         import obstore
 
-        data = obstore.get(obstore.store.from_url(root), MANIFEST).bytes()
+        data = obstore.get(obstore.store.from_url(root), name).bytes()
         return bytes(data).decode("utf-8")
     except VitError:
         raise
     except Exception as error:  # of the file system, and of every kind of storage
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DataError(f"{display_path(_joined(root, MANIFEST))}: {display_path(reason)}") from error
+        raise DataError(f"{display_path(_joined(root, name))}: {display_path(reason)}") from error

@@ -30,7 +30,7 @@ from vit.data.caching import choose_cache
 from vit.data.config import Preprocessing
 from vit.data.dataset import ImageDataset
 from vit.data.decode import picture_size
-from vit.data.folders import Listing, Sample, write_split
+from vit.data.folders import SHARDS, Listing, Sample, write_split
 from vit.data.module import EpochData, ImageFolderData
 from vit.data.shards import ShardListing
 from vit.errors import ConfigError, OutOfMemory, UnreadableImage, display_path, is_out_of_memory
@@ -157,6 +157,10 @@ def settle_cache(
 
 def typical_side(paths: Sequence[str], sample: int = 32) -> int:
     """Median short side in pixels of some pictures, from their headers."""
+    if paths and paths[0].startswith(SHARDS):
+        from vit.data.shards import shard_side  # needs the extra `stream`
+
+        return shard_side(paths[0])
     sides = []
     for path in paths[:: max(1, len(paths) // sample)]:
         try:
