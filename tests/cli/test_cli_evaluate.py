@@ -272,6 +272,6 @@ def test_a_device_that_is_not_here_is_refused(refused: Any, trained_run: Path, l
     import torch
 
     if torch.backends.mps.is_available():
-        pytest.skip("this machine has it")
+        pytest.skip("this machine has an mps device, so it cannot be asked for one it lacks")
     message = refused("evaluate", trained_run, labelled, "--out", tmp_path / "r", "--accelerator", "mps", code=2)
     assert message == "vit: accelerator: torch finds no mps on this machine\n"

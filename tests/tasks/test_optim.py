@@ -156,7 +156,7 @@ def test_an_unknown_optimizer_is_refused_with_near_names(network: VisionTransfor
 @pytest.mark.parametrize(("name", "reason"), [("fusedadam", "cannot be used here"), ("adahessian", "derivatives")])
 def test_an_optimizer_that_cannot_work_is_refused_in_words(network: VisionTransformer, name: str, reason: str) -> None:
     if name == "fusedadam" and torch.cuda.is_available():
-        pytest.skip("fusedadam may be usable where there is a GPU")
+        pytest.skip("this machine has a GPU, where fusedadam may be usable and is not refused")
     config = OptimConfig(name=name)
     with pytest.raises(ConfigError, match=f"^optim.name: {name} .*{reason}"):
         make_optimizer(parameter_groups(network, DEPTH, config), config, fused=False)

@@ -141,7 +141,7 @@ def gallery(pictures: Sequence[tuple[NDArray[np.uint8], str]], path: Target) -> 
         placed.append((down, across, shown))
         middle, bottom = (left + _CELL / 2) / width, 1 - (down - 6) / height
         figure.text(middle, bottom, caption, ha="center", va="bottom", fontsize=8, **style)
-    # matplotlib draws the captions alone: with the pictures, which it would draw twice, it took four times as long
+    # matplotlib draws the captions alone: with the pictures, which it would draw twice, it took three times as long
     page = _drawn(figure)
     for down, across, shown in placed:
         page[down : down + shown.shape[0], across : across + shown.shape[1]] = shown
