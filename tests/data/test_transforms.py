@@ -9,6 +9,7 @@ from timm.data import create_transform
 
 from vit.data.config import Preprocessing
 from vit.data.normalise import as_tensor
+from vit.data.resize import resized
 from vit.data.transforms import EvaluationTransform
 
 SHAPES = [(48, 64), (64, 48), (375, 500), (500, 333), (24, 24), (32, 32), (33, 31), (1, 1), (7, 130), (200, 11), (2, 3)]
@@ -105,3 +106,10 @@ def test_the_result_can_be_written_to_and_lies_in_one_piece():
             assert out.flags.writeable
             assert out.flags.c_contiguous or out.transpose(2, 0, 1).flags.c_contiguous
             assert np.shares_memory(as_tensor(out).numpy(), out)
+
+
+def test_a_smaller_copy_of_no_whole_size_is_fitted_to_the_very_size():
+    for height in range(40, 240):
+        for wanted in (1, 7, height // 2, height - 1, height):  # 49 * (1 / 49) is less than 1
+            pixels = np.full((height, 31, 3), 9, np.uint8)
+            assert resized(pixels, (wanted, 10), "bilinear", (float(height), 30.25)).shape == (wanted, 10, 3)

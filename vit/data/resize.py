@@ -24,7 +24,8 @@ def resized(
     if height > _STEEP * size[0] or width > _STEEP * size[1]:
         box = (0, 0, width, height)
         return np.array(Image.fromarray(pixels).resize(size[::-1], FILTERS[interpolation], box, reducing_gap=3.0))
-    scale = None if (height, width) == pixels.shape[:2] else [size[0] / height, size[1] / width]
+    # a little more than asked for, since torch rounds the size down: 49 * (1 / 49) is less than 1
+    scale = None if (height, width) == pixels.shape[:2] else [(size[0] + 1e-6) / height, (size[1] + 1e-6) / width]
     filtered = interpolate(
         as_tensor(pixels)[None],
         size=size if scale is None else None,
