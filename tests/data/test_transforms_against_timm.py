@@ -76,13 +76,18 @@ def by_pillow(data: bytes) -> Image.Image:
 
 
 def assert_equal(pictures: list[Picture], cfg: dict[str, Any]) -> None:
-    """No value is more than 2 of 255 off, and on average no picture more than 0.05 nor all of them more than 0.01."""
+    """No value is more than 2 of 255 off, and on average no picture more than 0.03 nor all of them more than 0.01.
+
+    Where bilinear weights are simple fractions, as at a ratio of 5 to 4, three values in a hundred lie half-way between
+    two in every pass, and the two round them differently, neither nearer to the exact result: 0.08 and 0.02 there.
+    """
     ours, theirs = both(pictures, cfg)
     off = (ours - theirs).abs() * 255 * torch.tensor(cfg["std"])[:, None, None]
     worst, means = off.amax(dim=(1, 2, 3)), off.mean(dim=(1, 2, 3))
     assert worst.max() <= 2.001, f"{pictures[int(worst.argmax())].name}: {worst.max():.2f}"
-    assert means.max() <= 0.05, f"{pictures[int(means.argmax())].name}: {means.max():.4f}"
-    assert means.mean() <= 0.01, f"{means.mean():.4f}"
+    one, all_ = (0.08, 0.02) if cfg["interpolation"] == "bilinear" else (0.03, 0.01)
+    assert means.max() <= one, f"{pictures[int(means.argmax())].name}: {means.max():.4f}"
+    assert means.mean() <= all_, f"{means.mean():.4f}"
 
 
 def test_files_decode_as_pillow_decodes_them(pictures: list[Picture]) -> None:
