@@ -217,6 +217,71 @@ def test_an_address_that_answers_nothing_is_an_error_in_words() -> None:
         list_shards("nowhere://bucket/name")
 
 
+class Bucket:
+    """A storage that keeps s3://NAME in a folder of that name; `failing` ends what the engine writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.failing: Exception | None = None
+        self.lost: str | None = None
+
+    def place(self, address: str) -> Path:
+        return self.folder / address.removeprefix("s3://")
+
+    def is_empty(self, address: str) -> bool:
+        return not self.place(address).exists()
+
+    def exists(self, address: str) -> bool:
+        return self.place(address).exists()
+
+    def upload_file(self, local: str, address: str) -> None:
+        shutil.copyfile(local, self.place(address))
+
+    def download_file(self, address: str, local: str) -> None:
+        shutil.copyfile(self.place(address), local)
+
+    def optimize(self, sample: Any, entries: Any, address: str, **options: Any) -> None:
+        import litdata
+
+        if self.failing:
+            raise self.failing
+        litdata.optimize(sample, entries, str(self.place(address)), **options)
+        for chunk in self.place(address).glob(self.lost or "nothing"):
+            chunk.unlink()
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    bucket = Bucket(tmp_path)
+    monkeypatch.setattr("vit.data.shards._engine", lambda: bucket)
+    monkeypatch.setattr("vit.data.shards._storage", lambda address: bucket)
+    return bucket
+
+
+def test_shards_at_an_address_tell_what_the_listing_told(bucket: Bucket, listing: Listing, shards: Path) -> None:
+    write_shards(listing, "s3://new/set", megabytes=1, workers=1)
+    found, local = list_shards("s3://new/set"), list_shards(shards)
+    assert (found.classes, found.side) == (local.classes, local.side)
+    assert [s.label for s in found.splits["val"]] == [s.label for s in local.splits["val"]]
+    assert found.splits["val"][3].path.endswith("s3://new/set/val#3")
+    with pytest.raises(DataError, match="s3://new/set: not empty"):
+        write_shards(listing, "s3://new/set", megabytes=1, workers=1)
+
+
+def test_a_chunk_that_did_not_arrive_leaves_no_data_set(bucket: Bucket, listing: Listing) -> None:
+    bucket.lost = "chunk-0-0*"
+    with pytest.raises(DataError, match=r"s3://new/set/train: chunk-0-0\S* did not get there"):
+        write_shards(listing, "s3://new/set", megabytes=1, workers=1)
+    with pytest.raises(DataError, match=r"vit\.json"):
+        list_shards("s3://new/set")
+
+
+def test_what_an_address_refuses_is_an_error_in_words(bucket: Bucket, listing: Listing) -> None:
+    bucket.failing = RuntimeError("access\ndenied")
+    with pytest.raises(DataError, match="s3://new/set/train: access denied"):
+        write_shards(listing, "s3://new/set")
+
+
 def test_captions_lie_beside_the_shards_of_their_pictures(folder: Path, tmp_path: Path) -> None:
     rows = [
         {

@@ -78,13 +78,13 @@ def _parser() -> Parser:
     preview.add_argument("--out", metavar="FILE", default="preview.png", help="PNG to write (default: %(default)s)")
     preview.add_argument("--epoch", metavar="N", type=int, default=0, help="counted from 0 (default: 0)")
     shard.add_argument(
-        "--out", metavar="URL", required=True, help="a new folder, or an address such as s3://bucket/name"
+        "--out", metavar="URL", required=True, help="a new folder, or an address: s3://, gs:// or r2://BUCKET/NAME"
     )
     shard.add_argument(
         "--format",
         choices=("litdata", "webdataset"),
         default="litdata",
-        help="litdata: chunks to stream, from any address; webdataset: tars, read in place (default: %(default)s)",
+        help="litdata: chunks to stream; webdataset: tars, read in place (default: %(default)s)",
     )
     shard.add_argument(
         "--megabytes", metavar="N", type=int, default=64, help="about the size of a file (default: %(default)s)"

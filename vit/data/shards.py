@@ -13,6 +13,7 @@ import functools
 import json
 import multiprocessing
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -84,23 +85,35 @@ def _write(
 ) -> dict[str, dict[str, Any]]:
     """Write pictures, (path, label) by split, and say what the manifest tells of each split."""
     engine = _engine()
-    if "://" not in out and os.path.isdir(out) and os.listdir(out):
-        raise DataError(f"{display_path(out)}: not empty; shards are written to a new folder")
+    with _reasons(out):
+        if not _is_empty(out):
+            raise DataError(f"{display_path(out)}: not empty; shards are written to a new folder")
     splits: dict[str, dict[str, Any]] = {}
     for split, pictures in entries.items():
         count = min(worker_count(workers), max(1, len(pictures) // 64))
-        with _start_method_kept():
+        files = _joined(out, split)
+        with _reasons(files), _start_method_kept():
             engine.optimize(
                 _sample,
                 [(index, path, label, root) for index, (path, label) in enumerate(pictures)],
-                _joined(out, split),
+                files,
                 chunk_bytes=f"{megabytes}MB",
                 num_workers=count,
                 keep_data_ordered=True,
                 verbose=False,
             )
+            if _remote(out):
+                _check_chunks(files)
         splits[split] = {"side": _side([path for path, _ in pictures])}
     return splits
+
+
+def _check_chunks(files: str) -> None:
+    """Raise DataError where a chunk is missing: the engine goes on when its processes could not send one."""
+    storage = _storage(files)
+    for chunk in json.loads(_got(files, "index.json"))["chunks"]:
+        if not storage.exists(_joined(files, chunk["filename"])):
+            raise DataError(f"{display_path(files)}: {chunk['filename']} did not get there; the reason is told above")
 
 
 def _put_manifest(out: str, told: dict[str, Any]) -> None:
@@ -170,7 +183,7 @@ def shard_side(name: str) -> int:
 def _manifest(data: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
     """The place of shards, and what their manifest tells."""
     root = os.fspath(data)
-    root = root if "://" in root else os.path.abspath(root)
+    root = root if _remote(root) else os.path.abspath(root)
     try:
         told: dict[str, Any] = json.loads(_got(root, MANIFEST))
         if told["format"] != "vit shards" or told["version"] != _VERSION:
@@ -239,28 +252,60 @@ def _joined(root: str, name: str) -> str:
     return f"{root.rstrip('/')}/{name}"
 
 
+def _remote(root: str) -> bool:
+    return "://" in root
+
+
+def _is_empty(root: str) -> bool:
+    """Whether there is nothing at a place yet, be it an address."""
+    if _remote(root):
+        empty: bool = _storage(root).is_empty(root)
+        return empty
+    return not os.path.isdir(root) or not os.listdir(root)
+
+
 def _put(root: str, name: str, text: str) -> None:
     """Write a file beside the shards."""
-    if "://" not in root:
+    if not _remote(root):
         write_text(Path(root) / name, text)
         return
-    import obstore
-
-    obstore.put(obstore.store.from_url(root), name, text.encode())
+    with _reasons(_joined(root, name)), tempfile.TemporaryDirectory() as folder:
+        write_text(Path(folder) / name, text)
+        _storage(root).upload_file(os.path.join(folder, name), _joined(root, name))
 
 
 def _got(root: str, name: str) -> str:
     """Read a file beside the shards."""
-    try:
-        if "://" not in root:
-            return (Path(root) / name).read_text(encoding="utf-8")
-        _engine()  # brings obstore
-        import obstore
+    with _reasons(_joined(root, name)), tempfile.TemporaryDirectory() as folder:
+        path = Path(folder if _remote(root) else root) / name
+        if _remote(root):
+            _storage(root).download_file(_joined(root, name), str(path))
+        return path.read_text(encoding="utf-8")
 
-        data = obstore.get(obstore.store.from_url(root), name).bytes()
-        return bytes(data).decode("utf-8")
+
+def _storage(root: str) -> Any:
+    """The engine's access to an address, of the two it has the one by the storage's own library.
+
+    The other, obstore, starts threads that are lost when a process forks: readers forked later would wait for ever.
+    """
+    _engine()
+    from litdata.streaming.fs_provider import _get_fs_provider
+
+    if not root.startswith("s3://"):
+        return _get_fs_provider(root)
+    from botocore.config import Config
+
+    # the engine would try a thousand times to reach what is not there
+    return _get_fs_provider(root, {"config": Config(retries={"max_attempts": 5})})
+
+
+@contextlib.contextmanager
+def _reasons(name: str) -> Iterator[None]:
+    """Turn whatever the engine, a storage or the file system raises into DataError about the place `name`."""
+    try:
+        yield
     except VitError:
         raise
-    except Exception as error:  # of the file system, and of every kind of storage
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DataError(f"{display_path(_joined(root, name))}: {display_path(reason)}") from error
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{display_path(name)}: {display_path(reason)}") from error
