@@ -5,7 +5,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
 
@@ -90,3 +91,12 @@ class Signals:
 
 
 signals = Signals()
+
+
+def end_workers(workers: Sequence[BaseProcess]) -> None:
+    """Kill the processes of a loader, for good: torch would take their end for a failure, and raise anywhere."""
+    main = threading.current_thread() is threading.main_thread()
+    if workers and main and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in workers:
+        worker.kill()

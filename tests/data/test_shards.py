@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +151,19 @@ def _rank(rank: int, where: Path, meeting: Path, answers: "multiprocessing.Queue
     torch.distributed.barrier()
     answers.put((rank, whole, whole[:2] + rest))
     torch.distributed.destroy_process_group()
+
+
+def test_a_process_that_waits_for_a_shard_in_vain_is_named(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vit.data.shard_stream import ShardLoader, ShardStream
+
+    monkeypatch.setattr(ShardStream, "__getitem__", lambda self, index: time.sleep(60))
+    stream = ShardStream(list_shards(shards).files("train"), TrainingTransform(AUGMENT, PREPROCESSING), seed=5)
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        with pytest.raises(DataError, match=r"\(pid \d+\S*\) gave nothing for 1 seconds"):
+            next(iter(ShardLoader(stream, batch_size=8, workers=1, timeout=1)))
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_two_processes_share_an_epoch_and_resume_within_it(shards: Path, tmp_path: Path) -> None:

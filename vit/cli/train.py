@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -19,7 +18,7 @@ from typing import Any
 from vit.cli.config import compose, config_parser, leaf_keys, to_yaml
 from vit.errors import ConfigError, DataError, Interrupted, OutOfMemory, display_path
 from vit.files import read_json, write_text
-from vit.signals import signals
+from vit.signals import end_workers, signals
 from vit.tasks.config import Config
 
 log = logging.getLogger("vit")
@@ -59,11 +58,7 @@ def main(argv: list[str]) -> int:
                 return error.exit_code
             raise
         finally:
-            workers = multiprocessing.active_children()
-            if workers and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would take their end for a failure, and raise
-            for process in workers:
-                process.kill()  # workers end by themselves, but for one that hangs
+            end_workers(multiprocessing.active_children())  # workers end by themselves, but for one that hangs
 
 
 def _main(argv: list[str]) -> int:

@@ -27,7 +27,7 @@ from vit.data.normalise import as_tensor
 from vit.data.sampling import Draw, ExactSampler, draw_seed
 from vit.data.transforms import EvaluationTransform
 from vit.errors import DataError, UnreadableImage
-from vit.signals import signals
+from vit.signals import end_workers, signals
 
 if TYPE_CHECKING:  # albumentations takes a second to import, and evaluation does without
     from vit.data.augment import TrainingTransform
@@ -300,10 +300,10 @@ class _Watch(threading.Thread):
         named = ", ".join(f"{worker.pid}{_state(worker.pid)}" for worker in self.workers)
         self.told = (
             f"the processes that read pictures (pid {named}) gave nothing for {self.timeout} seconds; "
-            "look at the disk they read from, raise data.timeout, or set data.workers 0; --resume goes on with the run"
+            "look at the disk or the storage they read from, raise data.timeout, or set data.workers 0; "
+            "--resume goes on with the run"
         )
-        for worker in self.workers:
-            worker.kill()
+        end_workers(self.workers)
 
 
 def _state(pid: int) -> str:

@@ -64,7 +64,12 @@ class ShardLoader(StreamingDataLoader):
     def __iter__(self) -> Iterator[Batch]:
         # the engine ends a restored epoch by its last `next`, which nobody asks for who knows the length
         self.restore, self._within = self._within, False
-        return patient(super().__iter__())
+        batches: Iterator[Batch] = super().__iter__()
+        return batches
+
+    def _get_iterator(self) -> Any:
+        # torch's iterator, which has the processes, lies within the engine's
+        return patient(super()._get_iterator())
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the place is that of the run, since what the engine counts is what was fetched."""
