@@ -17,7 +17,7 @@ from vit.models.build import start_from
 from vit.models.file import read_model
 from vit.models.vision import VisionTransformer
 from vit.tasks.config import Config, OptimConfig, TrainConfig, TuneConfig
-from vit.tasks.run import make_task, set_up
+from vit.tasks.run import make_task, make_trainer, set_up
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,16 @@ def test_strategies_that_split_the_model_are_refused_but_for_one() -> None:
         TrainConfig(strategy="deepspeed_stage_3")
     with pytest.raises(ConfigError, match=r"^train.compile: is not for fsdp, got True$"):
         TrainConfig(strategy="fsdp", compile=True)
+
+
+def test_a_job_of_slurm_whose_tasks_do_not_fit_is_an_error_of_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE", raising=False)
+    for name, value in (("SLURM_JOB_NAME", "job"), ("SLURM_NTASKS", "2")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"devices or strategy: You set `--ntasks=2`.*Use `--ntasks-per-node=2`"):
+        make_trainer(tiny(train={"devices": 2, "strategy": "ddp"}), tmp_path)
 
 
 def test_a_run_that_starts_from_another_keeps_its_colours_and_a_head_that_fits(colours: Path, tmp_path: Path) -> None:

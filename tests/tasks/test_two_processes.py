@@ -116,12 +116,13 @@ def test_two_processes_take_the_steps_of_one_with_twice_the_batch(shared: Path, 
     same_run(tmp_path / "run", alone)
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_that_stopped_before_a_validation_go_on_with_it(
-    shared: Path, alone: Path, tmp_path: Path
+    strategy: str, shared: Path, alone: Path, tmp_path: Path
 ) -> None:
-    said = run_twice(STEPS, shared, tmp_path / "run", "stop", "strategy=ddp")
+    said = run_twice(STEPS, shared, tmp_path / "run", "stop", f"strategy={strategy}")
     assert all("stopped in epoch 2 after batch 5; go on from there" in words for words in said)
-    run_twice(STEPS, shared, tmp_path / "run", "resume", "strategy=ddp")
+    run_twice(STEPS, shared, tmp_path / "run", "resume", f"strategy={strategy}")
     same_run(tmp_path / "run", alone)
 
 

@@ -21,5 +21,6 @@ def quiet_lightning() -> None:
         ".*It is recommended to use .self.log.*",  # what we log so is the same on every device
         ".*your dataloader is not resumable.*",  # ours begin at the place by themselves
         ".*IterableDataset. has .__len__. defined.*",
+        ".*.srun. command is available on your system but is not used.*",  # nor need it be, on one device
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -249,10 +249,12 @@ class SharedOut(ModelParallelStrategy):
 
 
 def _trainer(**options: Any) -> L.Trainer:
-    """Lightning's Trainer; what it says of devices and strategies that are not here is an error of the settings."""
+    """Lightning's Trainer; what it says of devices and strategies that are not here, and of a Slurm job's tasks, is an
+    error of the settings.
+    """
     try:
         return L.Trainer(**options)
-    except (MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise ConfigError(f"train.accelerator, devices or strategy: {' '.join(str(error).split())}") from error
 
 
