@@ -276,11 +276,13 @@ def _put(root: str, name: str, text: str) -> None:
 
 def _got(root: str, name: str) -> str:
     """Read a file beside the shards."""
-    with _reasons(_joined(root, name)), tempfile.TemporaryDirectory() as folder:
-        path = Path(folder if _remote(root) else root) / name
-        if _remote(root):
+    with _reasons(_joined(root, name)):
+        if not _remote(root):
+            return (Path(root) / name).read_text(encoding="utf-8")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
             _storage(root).download_file(_joined(root, name), str(path))
-        return path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8")
 
 
 def _storage(root: str) -> Any:
