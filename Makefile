@@ -36,7 +36,7 @@ demo: install
 	    --train.validate_every 6 --text.word_dropout 0 --augment.color_jitter 0 --optim.weight_decay 0.1
 	$(BIN)/vit evaluate demo/captioner demo/scenes --split val --no-repeat-ngram 4
 	$(BIN)/vit caption demo/captioner demo/scenes/images/val-00000[0-2].png --no-repeat-ngram 4 \
-	    --attention demo/words --out demo/captions.jsonl
+	    --attention demo/words --method generic --out demo/captions.jsonl
 	@echo
 	@echo "pictures      demo/digits"
 	@echo "run           demo/run          (tensorboard --logdir demo/run)"
