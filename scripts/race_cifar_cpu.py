@@ -4,9 +4,9 @@
 
 CIFAR10 is a folder of train/CLASS/*.jpg and test/CLASS/*.jpg. Both train the same shape (`micro/4`, mean pooling) at
 the same time, each on a core of its own with one thread, and change cores from seed to seed; each is scored on the test
-pictures by its averaged weights as they are after half of the time and after all of it (ours as its last checkpoint has
-them, one an epoch). Ours takes configs/classify/cifar10_small.yaml with Muon, small pictures first and pictures kept in
-memory, for `--epochs`: choose them so that they fill the time, which is measured. timm's loop takes what its script
+pictures by its averaged weights as they are after each quarter of the time (ours as its last checkpoint has them, one
+an epoch). Ours takes configs/classify/cifar10_small.yaml with Muon, small pictures first and pictures kept in memory,
+for `--epochs`: choose them so that they fill the time, which is measured. timm's loop takes what its script
 offers for this: AdamW, cosine by the time that has gone, random-resized crops of 60 % and more, flips, label smoothing,
 averaged weights, its loader with one process on the same core.
 """
@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 NAME = "micro/4"
+SCORED = (0.25, 0.5, 0.75, 1.0)
+"""shares of the time after which both are scored"""
 OURS = {
     "data.cache": "ram",
     "data.workers": "1",
@@ -69,20 +71,20 @@ def race(options: argparse.Namespace, seed: int, *, swapped: bool) -> dict[str, 
         theirs += ["--timm", str(seed), f"{out}/timm.json"]
         started = time.perf_counter()
         running = [pinned(command, ours_core, f"{out}/vit.log"), pinned(theirs, timm_core, f"{out}/timm.log")]
-        kept = {}
-        for name, share in (("vit, half of the time", 0.5), ("vit", 1.0)):
+        kept = [Path(out, f"{share}.ckpt") for share in SCORED]
+        for share, copy in zip(SCORED, kept, strict=True):
             time.sleep(max(0.0, share * 60 * options.minutes - (time.perf_counter() - started)))
-            shutil.copyfile(f"{out}/vit/checkpoints/last.ckpt", Path(out, f"{share}.ckpt"))
-            kept[name] = Path(out, f"{share}.ckpt")
+            shutil.copyfile(f"{out}/vit/checkpoints/last.ckpt", copy)
         seconds = None
         for process in running:
             code = process.wait()
             seconds = seconds or time.perf_counter() - started
             if code:
                 sys.exit(f"{process.args}: exit code {code}")
-        scores = {name: score(model, options.folder, out) for name, model in kept.items()}
+        scores = [score(model, options.folder, out) for model in kept]
         found = json.loads(Path(out, "timm.json").read_text())
-    return {"seed": seed, "minutes": options.minutes, "vit_seconds": seconds, **scores, **found}
+    minutes = [share * options.minutes for share in SCORED]
+    return {"seed": seed, "minutes": minutes, "vit": scores, "vit_seconds": seconds, **found}
 
 
 def pinned(command: list[str], core: int, log: str) -> "subprocess.Popen[bytes]":
@@ -140,7 +142,7 @@ def timm_side(folder: Path, minutes: float, seed: int, out: Path) -> None:
     optimizer = create_optimizer_v2(model, opt="adamw", lr=2e-3, weight_decay=0.05)
     averaged = ModelEmaV3(model, decay=0.998, use_warmup=True)
     loss_function = LabelSmoothingCrossEntropy(0.1)
-    scores: dict[str, Any] = {}
+    scores: list[float] = []
     scoring, seen, share = 0.0, 0, 0.0
     while share < 1:
         for pictures, labels in loader:
@@ -157,14 +159,13 @@ def timm_side(folder: Path, minutes: float, seed: int, out: Path) -> None:
             optimizer.zero_grad()
             averaged.update(model, step=seen // 128)
             seen += len(labels)
+            if share >= SCORED[len(scores)]:
+                before = time.perf_counter()
+                scores.append(right(averaged.module, test))
+                scoring += time.perf_counter() - before
             if share >= 1:
                 break
-            if share >= 0.5 and "timm, half of the time" not in scores:
-                before = time.perf_counter()
-                scores["timm, half of the time"] = right(averaged.module, test)
-                scoring += time.perf_counter() - before
-    scores |= {"timm": right(averaged.module, test), "timm_pictures": seen}
-    out.write_text(json.dumps(scores))
+    out.write_text(json.dumps({"timm": scores, "timm_pictures": seen}))
 
 
 def right(model: Any, loader: Any) -> float:

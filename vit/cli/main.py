@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import errno
+import importlib
 import logging
 import os
 import re
@@ -103,50 +104,9 @@ def _main(argv: list[str]) -> int:
 
 def _command(name: str) -> Callable[[list[str]], int]:
     """The command's function; imported only now, since `vit --help` must answer at once."""
-    if name == "train":
-        from vit.cli import train
-
-        return train.main
-    if name == "evaluate":
-        from vit.cli import evaluate
-
-        return evaluate.main
-    if name == "predict":
-        from vit.cli import predict
-
-        return predict.main
-    if name == "attention":
-        from vit.cli import attention
-
-        return attention.main
-    if name == "caption":
-        from vit.cli import caption
-
-        return caption.main
-    if name == "generate":
-        from vit.cli import generate
-
-        return generate.main
-    if name == "embed":
-        from vit.cli import embed
-
-        return embed.main
-    if name == "data":
-        from vit.cli import data
-
-        return data.main
-    if name == "models":
-        from vit.cli import models
-
-        return models.main
-    if name == "export":
-        from vit.cli import export
-
-        return export.main
-    if name == "soup":
-        from vit.cli import soup
-
-        return soup.main
+    if name in COMMANDS:
+        command: Callable[[list[str]], int] = importlib.import_module(f"vit.cli.{name}").main
+        return command
     near = difflib.get_close_matches(name, COMMANDS, n=1)
     raise ConfigError(
         f"no command {display_path(name)}" + (f"; did you mean {near[0]}?" if near else "; see vit --help")
