@@ -26,6 +26,9 @@ from vit.nn import padding_mask
 LONGEST = 64
 """new tokens of a caption, unless more are asked for: decoders that could read a page seldom need as many"""
 
+FOLLOWING = 200
+"""new tokens of what follows a prompt, unless others are asked for"""
+
 
 @dataclass(frozen=True)
 class Caption:
@@ -39,6 +42,8 @@ class Caption:
     probabilities: tuple[float, ...]
     tokens: tuple[int, ...]
     finished: bool
+    prompt: tuple[int, ...] = ()
+    """tokens it was begun with, before `tokens`"""
     alternatives: tuple["Caption", ...] = ()
 
 
@@ -95,7 +100,7 @@ class Captioner(PictureReader):
             context=context,
             generator=generator,
         )
-        return [_best(self.tokenizer, prompt, answers) for answers in texts]
+        return [_best(self.tokenizer, self.tokenizer.encode(prompt), answers) for answers in texts]
 
     def word_maps(
         self,
@@ -108,8 +113,11 @@ class Captioner(PictureReader):
     ) -> Tensor:
         """For each of the caption's `words`, which patches it came from: float32 [N, rows, columns]."""
         (images,) = self.batches([image], 1)
-        tokens = torch.tensor([[self.tokenizer.start, *caption.tokens]], device=self.device)
-        return word_maps(self.network, images, tokens, method=method, layer=layer, head=head).cpu()
+        tokens = torch.tensor([[self.tokenizer.start, *caption.prompt, *caption.tokens]], device=self.device)
+        maps = word_maps(
+            self.network, images, tokens, prompt=len(caption.prompt), method=method, layer=layer, head=head
+        )
+        return maps.cpu()
 
     def room(self, prompt: str) -> int:
         """New tokens that a caption may have by itself."""
@@ -149,11 +157,11 @@ class Writer:
         with torch.inference_mode():
             context = network.encode(source, mask=mask)
         begun = torch.full((len(texts), 1), self.tokenizer.start, device=self.device)
-        config = GenerationConfig(beams=beams, max_length=network.decoder.architecture.length - 1)
+        config = GenerationConfig(beams=beams, max_length=self.room(""))
         answers = generate(
             network.decoder, begun, config, end=self._end, never=self._never, context=context, context_mask=mask
         )
-        return [_best(self.tokenizer, "", answer) for answer in answers]
+        return [_best(self.tokenizer, [], answer) for answer in answers]
 
     @torch.inference_mode()
     def loss(self, text: str, *, batch_size: int = 32) -> tuple[float, int]:
@@ -179,7 +187,8 @@ class Writer:
     def stream(self, prompt: str, *, config: GenerationConfig | None = None, seed: int = 0) -> Iterator[str]:
         """What `generate` gives, piece by piece as it is written."""
         decoder, begun, context = self._begin(prompt, config)
-        generator, written, told = torch.Generator(self.device).manual_seed(seed), list[int](), ""
+        generator, written = torch.Generator(self.device).manual_seed(seed), begun[0].tolist()
+        told = self.tokenizer.decode(written)
         config = config or self._ordinary(prompt)
         for token in stream(
             decoder, begun, config, end=self._end, never=self._never, context=context, generator=generator
@@ -196,7 +205,14 @@ class Writer:
         (answers,) = generate(
             decoder, begun, config, end=self._end, never=self._never, context=context, generator=generator
         )
-        return _best(self.tokenizer, "", answers)
+        written = begun[0].tolist()
+        return _best(self.tokenizer, written, answers, told=self.tokenizer.decode(written))
+
+    def room(self, prompt: str) -> int:
+        """New tokens that a text may have, all of which the model still reads."""
+        if isinstance(self.network, EncoderDecoder):
+            return self.network.decoder.architecture.length - 1
+        return max(1, self.network.architecture.length + 1 - max(1, len(self.tokenizer.encode(prompt))))
 
     def _begin(self, prompt: str, config: GenerationConfig | None) -> tuple[LanguageModel, Tensor, Tensor | None]:
         """What writes, what it begins with [1, N], and what it attends to [1, M, D]."""
@@ -220,8 +236,8 @@ class Writer:
 
     def _ordinary(self, prompt: str) -> GenerationConfig:
         if isinstance(self.network, EncoderDecoder):
-            return GenerationConfig(max_length=self.network.decoder.architecture.length - 1)
-        return GenerationConfig(max_length=200, sample=True, window=True)
+            return GenerationConfig(max_length=self.room(prompt))
+        return GenerationConfig(max_length=FOLLOWING, sample=True, window=True)
 
     @property
     def _end(self) -> int | None:
@@ -339,16 +355,17 @@ def _prompt(
     return torch.tensor([ids])
 
 
-def _best(tokenizer: Tokenizer, prompt: str, answers: Sequence[Generated]) -> Caption:
-    begun = tokenizer.encode(prompt)
+def _best(tokenizer: Tokenizer, begun: Sequence[int], answers: Sequence[Generated], *, told: str = "") -> Caption:
+    """The best answer, and the others: their texts from what they were begun with on, but for what was `told` of it."""
     captions = [
         Caption(
-            text=tokenizer.decode([*begun, *answer.tokens]),
+            text=tokenizer.decode([*begun, *answer.tokens])[len(told) :],
             score=answer.score,
             words=tuple(tokenizer.token(token) for token in answer.tokens),
             probabilities=tuple(answer.probabilities),
             tokens=tuple(answer.tokens),
             finished=answer.finished,
+            prompt=tuple(begun),
         )
         for answer in answers
     ]

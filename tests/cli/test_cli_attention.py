@@ -135,6 +135,10 @@ def test_several_pictures_at_once_are_what_each_is_alone(trained_run: Path, pict
         (["--compare=red,blue", "--class=red"], 2, "without --class"),
         (["--method=norm", "--query=0,0"], 2, "query: is for raw, rollout, generic"),
         (["--compare=red,pink"], 2, "no class pink"),
+        (["--layer=0"], 2, "--layer: has no effect on generic; it is for raw, norm"),
+        (["--method=rollout", "--class=red"], 2, "--class: has no effect on rollout; it is for gradient-rollout"),
+        (["--method=raw", "--discard=0.5"], 2, "--discard: has no effect on raw; it is for rollout"),
+        (["--score", "--head=1"], 2, "--score and --head: every map is measured as it is by itself"),
         (["--method=nope"], 2, "invalid choice"),
     ],
 )

@@ -275,3 +275,14 @@ def test_a_device_that_is_not_here_is_refused(refused: Any, trained_run: Path, l
         pytest.skip("this machine has an mps device, so it cannot be asked for one it lacks")
     message = refused("evaluate", trained_run, labelled, "--out", tmp_path / "r", "--accelerator", "mps", code=2)
     assert message == "vit: accelerator: torch finds no mps on this machine\n"
+
+
+def test_data_whose_name_has_a_dot_has_a_report_of_its_own(
+    vit: Any, trained_run: Path, labelled: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run)
+    for name in ("data", "data.1"):
+        shutil.copytree(labelled, tmp_path / name)
+        assert vit("evaluate", run, tmp_path / name, "--workers=0").code == 0
+    assert {path.name for path in (run / "evaluation").iterdir()} >= {"data", "data.1"}

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vit.api import load
-from vit.models.file import read_model
+from vit.cli.train import _check_same_data, _resumed_config
+from vit.errors import ConfigError
+from vit.models.file import read_model, save_model
 from vit.models.timm import from_timm, to_timm
 
 
@@ -138,7 +142,7 @@ def test_models_that_do_not_belong_together_make_no_soup(
     refused: Callable[..., str], trained_run: Path, tuned: Path, tmp_path: Path
 ) -> None:
     words = refused("soup", trained_run, tuned, "--out", tmp_path / "soup.safetensors", code=2)
-    assert "other classes or preprocessing" in words
+    assert "other classes than" in words
     assert "at least two models" in refused("soup", trained_run, "--out", tmp_path / "x.safetensors", code=2)
 
 
@@ -167,3 +171,30 @@ def test_the_python_names_are_there() -> None:
     assert vit.from_timm is from_timm
     assert vit.to_timm is to_timm
     assert callable(vit.from_huggingface)
+
+
+def test_a_run_goes_on_by_the_command_that_began_it(
+    tuned: Path, weights: str, colour_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What the run settled by itself, or by its first weights, is no change; nor is another way to its folder."""
+    words = [f"--model.init={weights}", *QUICK, "--data.cache=auto", "--data.mean=[0.1,0.2,0.3]"]
+    config, changes = _resumed_config(str(tuned), [], words)
+    assert changes == []
+    assert config.data.mean != (0.1, 0.2, 0.3)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    other = Path(os.path.relpath(colour_folder, tmp_path / "here"))
+    assert ".." in other.parts
+    _check_same_data(other, str(colour_folder / "red" / "00.jpg"))
+    with pytest.raises(ConfigError, match="the run's pictures are not in"):
+        _check_same_data(tmp_path, str(colour_folder / "red" / "00.jpg"))
+
+
+def test_models_of_other_activations_make_no_soup(
+    refused: Callable[..., str], trained_run: Path, tmp_path: Path
+) -> None:
+    file = read_model(trained_run)
+    path = tmp_path / "other.safetensors"
+    save_model(replace(file, architecture=file.architecture | {"activation": "quick_gelu"}), path)
+    said = refused("soup", trained_run, path, "--out", tmp_path / "soup.safetensors", code=2)
+    assert said == f"vit: {path}: other architecture than {trained_run}\n"

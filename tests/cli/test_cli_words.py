@@ -1,7 +1,9 @@
 """Models of words from the command line: trained, measured, used, resumed; and what is refused."""
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from PIL import Image
 import vit as api
 from vit.data.scenes import make_scenes
 from vit.errors import ConfigError
-from vit.explain.words import word_maps
+from vit.explain.words import WORD_METHODS, word_maps
 
 SMALL = [
     "--text.depth=1",
@@ -383,9 +385,126 @@ def test_an_encoder_of_a_classifier_starts_a_captioner(
         (["--task=language", "--train.monitor=macro_f1"], "train.monitor: must be loss for task language"),
         (["--task=caption", "--optim.layer_decay=0.5"], "optim.layer_decay: must be 1 for task caption"),
         (["--task=caption", "--text.dim=-1"], "text.dim: must be at least 1"),
+        (["--task=fuse", "--text.freeze_encoder=1"], "text.freeze_encoder: is for task caption, got 1"),
+        (["--task=caption", "--data.balanced=true"], "data.balanced: has no effect on task caption, got True"),
+        (["--task=caption", "--loss.class_weights=balanced"], "loss.class_weights: has no effect on task caption"),
+        (["--task=caption", "--data.cache=device"], "data.cache: is not for task caption, got device"),
     ],
 )
 def test_settings_that_do_not_suit_a_task_are_refused(
     words: list[str], message: str, refused: Callable[..., str], scenes: Path, tmp_path: Path
 ) -> None:
     assert message in refused("train", scenes, *words, "--out", tmp_path / "run", code=2)
+
+
+def test_a_text_that_cannot_be_as_long_as_asked_for_is_refused_in_a_line(
+    refused: Callable[..., str], vit: Callable[..., Any], captioner: Path, language: Path, scenes: Path
+) -> None:
+    picture = sorted((scenes / "images").glob("test-*.png"))[0]
+    assert "are too long" in refused("caption", captioner, picture, "--max-length", 500, "--device", "cpu", code=2)
+    outcome = vit("generate", language, "--prompt", "the c", "--beams", 2, "--device", "cpu")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert len(outcome.out.rstrip("\n")) == 17  # 16 are read, the last one is not
+
+
+def test_maps_of_a_caption_that_was_begun_are_of_the_words_after_the_beginning(captioner: Path, scenes: Path) -> None:
+    model = api.load(captioner, device="cpu")
+    assert isinstance(model, api.Captioner)
+    picture = sorted((scenes / "images").glob("test-*.png"))[0]
+    (caption,) = model.caption(picture, prompt="a small red")
+    assert len(caption.prompt) == 3
+    whole = replace(caption, prompt=(), tokens=caption.prompt + caption.tokens)
+    for method in WORD_METHODS:
+        maps = model.word_maps(picture, caption, method=method)
+        assert len(maps) == len(caption.words) > 0
+        torch.testing.assert_close(maps, model.word_maps(picture, whole, method=method)[3:])
+        assert model.word_maps(picture, replace(caption, tokens=(), words=()), method=method).shape == (0, 6, 6)
+
+
+def test_a_begun_caption_has_its_maps_and_the_page_holds_the_first_pictures(
+    vit: Callable[..., Any], captioner: Path, scenes: Path, tmp_path: Path
+) -> None:
+    pictures = sorted((scenes / "images").glob("test-*.png"))
+    out, words = tmp_path / "maps", ["--prompt", "a small red", "--device", "cpu"]
+    assert vit("caption", captioner, *[pictures[0]] * 9, *words, "--attention", out).code == 0
+    assert len(list(out.glob("*.png"))) == 9
+    page = (out / "explorer.html").read_text()
+    assert page.count(pictures[0].name) == 8
+    assert "small" in page
+
+
+def test_references_are_compared_as_the_tokenizer_writes_them(
+    vit: Callable[..., Any], captioner: Path, scenes: Path, tmp_path: Path
+) -> None:
+    """The tokenizer knows neither capitals nor where blanks were."""
+    model = api.load(captioner, device="cpu")
+    assert isinstance(model, api.Captioner)
+    picture = sorted((scenes / "images").glob("test-*.png"))[0]
+    (caption,) = model.caption(picture, beams=1)
+    shutil.copy(picture, tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text(f"  {caption.text.capitalize()}\n")
+    outcome = vit("evaluate", captioner, tmp_path, "--beams", 1, "--out", tmp_path / "report", "--accelerator", "cpu")
+    assert outcome.code == 0, outcome
+    assert json.loads((tmp_path / "report" / "metrics.json").read_text())["exact"] == 1
+
+
+def test_texts_whose_picture_is_missing_or_broken_are_counted(
+    vit: Callable[..., Any], refused: Callable[..., str], fused: Path, scenes: Path, tmp_path: Path
+) -> None:
+    model = api.load(fused, device="cpu")
+    answer = model.classes[0]
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    shutil.copy(sorted((scenes / "images").glob("test-*.png"))[0], tmp_path / "good.png")
+    table = tmp_path / "questions.csv"
+    table.write_text("".join(f"{line}\n" for line in ("file_name,text,label", f"broken.png,what?,{answer}")))
+    words = ["--out", tmp_path / "report", "--accelerator", "cpu", "--batch-size", 1]
+    said = refused("evaluate", fused, table, *words, code=1)
+    assert "none of the 1 texts has a picture that can be read" in said
+    table.write_text(table.read_text() + f"good.png,what?,{answer}\ngone.png,what?,{answer}\n")
+    outcome = vit("evaluate", fused, table, *words)
+    assert outcome.code == 0, outcome
+    assert "broken.png: not a picture" in outcome.out
+    assert "left out           1 " in outcome.out
+    (tmp_path / "alone.csv").write_text(f"text,label\nwhat?,{answer}\n")
+    assert "none of the 1 texts" in refused("evaluate", fused, tmp_path / "alone.csv", *words, code=1)
+
+
+def test_what_is_written_goes_on_from_the_prompt(
+    train: Callable[..., None], vit: Any, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    """Words have blanks between them, the one after the prompt too."""
+    (tmp_path / "text.txt").write_text("the cat sat on the mat . " * 120)
+    words = ["--task=language", "--text.tokenizer=words", "--text.length=16", "--data.batch_size=8"]
+    run = tmp_path / "run"
+    train(tmp_path / "text.txt", *words, "--train.epochs=1", "--text.epoch_steps=4", *SMALL, "--out", run)
+    for drawn in ([], ["--beams", 2]):
+        outcome = vit("generate", run, "--prompt", "the cat", "--max-length", 5, *drawn, "--device", "cpu")
+        assert outcome.out.startswith("the cat "), outcome
+    more = ["train", tmp_path / "text.txt", "--task=language", "--text.init", run, "--train.accelerator=cpu"]
+    assert "reads at most 16 tokens, got 32" in refused(*more, "--text.length=32", "--out", tmp_path / "a", code=2)
+    said = refused(*more, "--text.depth=3", "--out", tmp_path / "b", code=2)
+    assert said == "vit: text.depth: the weights of text.init settle it, got 3\n"
+
+
+def test_pictures_that_cannot_be_read_are_listed_in_the_run_folder(
+    scenes: Path, train: Callable[..., None], tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    broken = sorted((data / "images").glob("train-*.png"))[:3]
+    for path in broken:
+        path.write_bytes(b"no picture")
+    run = tmp_path / "run"
+    train(data, "--task", "caption", "--train.epochs=1", *EYES, *SMALL, "--train.checkpointing=true", "--out", run)
+    header, *rows = (run / "unreadable.csv").read_text().splitlines()
+    assert header == "split,path,reason"
+    assert [row.split(",")[:2] for row in rows] == [["train", str(path)] for path in broken]
+
+
+@pytest.mark.parametrize("option", [["--precision", "bf16"], ["--workers", 2], ["--devices", 2]])
+def test_options_that_would_do_nothing_are_refused(
+    option: list[Any], refused: Callable[..., str], captioner: Path, trained_run: Path, scenes: Path
+) -> None:
+    said = refused("evaluate", captioner, scenes, *option, code=2)
+    assert said == f"vit: {option[0]}: has no effect on a captioner\n"
+    assert "--java: has no effect on a classifier" in refused("evaluate", trained_run, scenes, "--java", code=2)

@@ -216,6 +216,14 @@ def test_a_jsonl_list_with_splits_is_taken_as_it_is(tmp_path):
     }
 
 
+def test_a_list_that_names_the_split_of_some_pictures_alone_is_refused(tmp_path):
+    fill(tmp_path, 4)
+    rows = [{"path": f"{i}.jpg", "label": i % 2, **({"split": "train"} if i < 2 else {})} for i in range(4)]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match=r"list\.jsonl: some rows name no split, others are of train$"):
+        train(tmp_path / "list.jsonl")
+
+
 def test_files_that_a_list_names_and_that_are_not_there_are_left_out(tmp_path):
     fill(tmp_path, 2)
     (tmp_path / "list.csv").write_text("path,label\n0.jpg,a\n1.jpg,b\ngone.jpg,a\na\0.jpg,a\n")

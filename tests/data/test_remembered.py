@@ -7,6 +7,7 @@ import pytest
 
 from vit.data import remembered
 from vit.data.folders import list_evaluation, list_training
+from vit.data.tars import write_tars
 
 OLD = 1_600_000_000
 
@@ -95,3 +96,37 @@ def test_a_damaged_memory_is_made_anew(damage: bytes, folder: Path, tmp_path: Pa
 def test_a_cache_that_cannot_be_written_does_no_harm(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     assert listed(folder) == listed(folder)
+
+
+def test_an_empty_file_that_was_filled_is_seen(folder: Path) -> None:
+    before = listed(folder)
+    (folder / "train" / "dog" / "empty.jpg").write_bytes(b"x")
+    settle(folder)
+    assert listed(folder) != before
+
+
+def test_tars_are_not_remembered_since_they_can_be_written_anew_in_place(folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "tars"
+    root.mkdir()
+
+    def write(labels: str) -> None:
+        samples = ((b"x", "jpg", {"cls": label}) for label in labels)
+        (root / "train.tar").write_bytes(b"")
+        write_tars(samples, tmp_path / "new", megabytes=1)
+        (root / "train.tar").write_bytes((tmp_path / "new" / "000000.tar").read_bytes())
+        settle(root)
+
+    write("aabb")
+    first = list_training(root, val_fraction=0.0, test_fraction=0.0, seed=0)
+    write("abab")
+    second = list_training(root, val_fraction=0.0, test_fraction=0.0, seed=0)
+    assert first.splits != second.splits
+
+
+def test_links_to_a_parent_are_followed_once(folder: Path) -> None:
+    for name in ("cat", "dog"):
+        (folder / "train" / name / "up").symlink_to(folder / "train")
+    settle(folder)
+    before = listed(folder)
+    assert listed(folder) == before
+    assert len(remembered._folders(str(folder))) == 8  # root, train, val, cat and dog in both, deep

@@ -14,14 +14,16 @@ import torch
 from PIL import Image
 
 from vit.data.augment import TrainingTransform
+from vit.data.caching import slot_room
 from vit.data.captions import list_captions
-from vit.data.config import AugmentConfig, Preprocessing
+from vit.data.config import AugmentConfig, DataConfig, Preprocessing
 from vit.data.dataset import Batch, ImageDataset, Loaded, evaluation_loader, picture_source
-from vit.data.folders import Listing, list_evaluation, list_training
+from vit.data.folders import Listing, Sample, list_evaluation, list_training
 from vit.data.layouts import is_shards
+from vit.data.module import ImageFolderData
 from vit.data.sampling import Draw
 from vit.data.shards import ShardListing, list_shards, shard_side, write_caption_shards, write_shards
-from vit.errors import DataError
+from vit.errors import ConfigError, DataError
 
 PREPROCESSING = Preprocessing((24, 24))
 AUGMENT = AugmentConfig(crop_scale=(0.3, 1.0), flip=0.5)
@@ -320,8 +322,29 @@ def test_captions_lie_beside_the_shards_of_their_pictures(folder: Path, tmp_path
             assert (stored.captions, stored.id) == (picture.captions, picture.id)
             assert picture_source(stored.path) == Path(picture.path).read_bytes()
     assert shard_side(found.splits["train"][0].path) == 30
+    kept = TrainingTransform(AUGMENT, PREPROCESSING)
+    rooms = [
+        slot_room(ImageDataset([Sample(picture.path, 0) for picture in pictures.splits["train"]], kept))
+        for pictures in (listed, found)
+    ]
+    assert rooms[0] == rooms[1] > 0  # caches have room for pictures of shards as for those of a folder
     with pytest.raises(DataError, match=r"vit\.json: not a manifest of shards of pictures with classes$"):
         list_training(tmp_path / "shards", **shares, seed=0)
     (tmp_path / "shards" / "captions.jsonl").write_text('{"split": "train"}\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"vit\.json: not a manifest of shards of pictures with captions$"):
         list_captions(tmp_path / "shards", **shares, seed=0)
+
+
+def test_a_run_that_stopped_within_an_epoch_goes_on_with_as_many_processes_that_read(shards: Path) -> None:
+    def data(workers: int) -> ImageFolderData:
+        config = DataConfig(batch_size=4, workers=workers)
+        return ImageFolderData(
+            list_training(shards, val_fraction=0, test_fraction=0, seed=0), config, AUGMENT, PREPROCESSING, 0
+        )
+
+    state = data(2).state_dict() | {"batch": 1}
+    assert state["workers"] == 2
+    data(2).load_state_dict(state)
+    data(3).load_state_dict(state | {"batch": 0})
+    with pytest.raises(ConfigError, match=r"shards that 2 processes read, not 3; set data\.workers 2$"):
+        data(3).load_state_dict(state)

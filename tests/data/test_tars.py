@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -140,3 +141,13 @@ def test_a_folder_of_pictures_with_a_tar_among_them_is_no_folder_of_tars(tmp_pat
     assert tars_in(tmp_path) == []
     assert tars_in(tmp_path / "dog") == [str(tmp_path / "dog" / "old.tar")]
     assert tars_in(tmp_path / "nowhere") == tars_in(tmp_path / "nowhere.tar") == []
+
+
+def test_texts_of_other_bytes_than_utf8_are_refused_and_class_names_of_them_survive(tmp_path: Path) -> None:
+    pack(tmp_path / "captions.tar", {"1.jpg": jpeg(1), "1.txt": b"a caf\xe9"})
+    with pytest.raises(DataError, match="caption is not valid UTF-8 at character 6"):
+        list_captions(tmp_path / "captions.tar", val_fraction=0.5, test_fraction=0, seed=0)
+    name = os.fsdecode(b"caf\xe9")
+    assert write_tars([(jpeg(1), "jpg", {"cls": name})], tmp_path / "out", megabytes=1) == 1
+    (found,) = members(str(tmp_path / "out" / "000000.tar"))
+    assert found.label == name

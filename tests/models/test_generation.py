@@ -359,9 +359,9 @@ def test_texts_that_are_too_long_are_refused_in_words(length: int) -> None:
     if length == 9:  # the last word need not be read
         assert len(generate(model, prompts(3), config)[0][0].tokens) == 6
         return
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ConfigError, match=said):
         generate(model, prompts(3), config)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ConfigError, match=said):
         next(stream(model, prompts(3)[:1], config))
 
 
@@ -447,6 +447,10 @@ def test_a_score_is_of_all_words_and_the_end() -> None:
         ({"repetition_penalty": 0.0}, "repetition_penalty: must be positive, got 0.0"),
         ({"no_repeat_ngram": -2}, "no_repeat_ngram: must not be negative, got -2"),
         ({"sample": True, "beams": 2}, "beams: must be 1 with sample, got 2"),
+        (
+            {"sample": True, "temperature": 0.0, "n_best": 2},
+            "n_best: must be 1 at temperature 0, which draws nothing, got 2",
+        ),
         ({"temperature": 0.5}, "temperature: only acts with sample, got 0.5"),
         ({"top_k": 5}, "top_k: only acts with sample, got 5"),
         ({"top_p": 0.5}, "top_p: only acts with sample, got 0.5"),

@@ -164,3 +164,9 @@ def test_stochastic_depth_skips_the_work_of_dropped_samples_and_keeps_the_expect
     assert ((total / 600 - plain).abs().mean() / (plain - x).abs().mean()) < 0.25
     untouched = sum(bool(torch.equal(row, before)) for row, before in zip(block(x), x, strict=True))
     assert untouched <= 4
+
+
+def test_stochastic_depth_of_a_batch_that_would_drop_every_sample() -> None:
+    block = Block(Attention(D, H), MLP(D, D), drop_path=0.6).train()
+    for size in (1, 2):
+        assert block(torch.randn(size, N, D)).isfinite().all()

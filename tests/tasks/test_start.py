@@ -158,3 +158,12 @@ def test_nothing_of_the_shape_need_be_said_to_start_from_weights(folder: Path, c
     listing = list_training(colours, val_fraction=0.2, test_fraction=0.0, seed=0)
     setup = set_up(listing, Config(model=ModelConfig(init=str(folder))))
     assert (setup.architecture.dim, setup.architecture.depth) == (32, 2)
+
+
+@pytest.mark.parametrize(("method", "read"), [("full", True), ("lora", True), ("probe", False)])
+def test_what_reads_its_pictures_every_epoch_may_keep_them(
+    method: Any, read: bool, folder: Path, colours: Path
+) -> None:
+    listing = list_training(colours, val_fraction=0.2, test_fraction=0.0, seed=0)
+    setup = set_up(listing, tiny(model={"init": str(folder)}, tune={"method": method}))
+    assert (setup.cache_reason != "each is read once") == read

@@ -16,6 +16,7 @@ from tiny_runs import draw_folder, tiny, train
 
 from vit.api import load
 from vit.data.folders import list_evaluation
+from vit.data.scenes import make_scenes
 from vit.errors import ConfigError
 from vit.models.build import build_network
 from vit.models.file import read_model
@@ -32,7 +33,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run_twice(program: Path, *words: object) -> list[str]:
+def run_twice(program: Path | str, *words: object) -> list[str]:
     """Run a program as two processes of one machine, which find each other, to their end; what each said."""
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "NODE_RANK": "0"}
     processes = [
@@ -142,3 +143,30 @@ def test_a_model_shared_out_over_two_processes_takes_the_same_steps_and_leaves_t
         torch.testing.assert_close(tensor, models[1].weights()[name], rtol=1e-5, atol=1e-5)
     with pytest.raises(ConfigError, match=r"^train.strategy: a run that began without fsdp cannot go on with it"):
         SharedOut().load_checkpoint(alone / "checkpoints" / "last.ckpt")
+
+
+def test_a_run_that_goes_on_on_other_devices_is_where_its_schedule_would_be(
+    shared: Path, alone: Path, tmp_path: Path
+) -> None:
+    train(shared, tmp_path / "run", twenty_steps(4, epochs=2))  # ten steps an epoch, then five
+    run_twice(STEPS, shared, tmp_path / "run", "resume", "strategy=ddp")
+    rates = [
+        [float(row["lr"]) for row in csv.DictReader((run / "metrics.csv").read_text(encoding="utf-8").splitlines())]
+        for run in (tmp_path / "run", alone)
+    ]
+    assert len(rates[0]) == len(rates[1]) == 4
+    assert rates[0][2:] == pytest.approx(rates[1][2:])
+
+
+@pytest.mark.parametrize("task", ["caption", "fuse"])
+def test_two_processes_learn_words_though_a_step_may_leave_weights_out(task: str, tmp_path: Path) -> None:
+    """A step of fuse may lack a side, an encoder may stand still: DDP must not wait for their gradients."""
+    make_scenes(tmp_path / "scenes", count=24, seed=0, side=48)
+    data = tmp_path / "scenes" / ("questions.csv" if task == "fuse" else "")
+    words = ["train", data, f"--task={task}", "--train.epochs=2", "--data.batch_size=2", "--data.workers=0"]
+    words += ["--model.name=micro/8", "--model.image_size=48", "--model.depth=1", "--text.depth=1", "--text.dim=96"]
+    words += ["--train.accelerator=cpu", "--train.devices=2", "--train.strategy=ddp", "--out", tmp_path / "run"]
+    words += ["--text.drop_side=0.4"] if task == "fuse" else ["--text.freeze_encoder=1"]
+    run_twice("-m", "vit.cli", *words)
+    losses = [float(row["val/loss"]) for row in csv.DictReader((tmp_path / "run" / "metrics.csv").open())]
+    assert len(losses) == 2

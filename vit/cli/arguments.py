@@ -3,9 +3,10 @@
 import argparse
 import sys
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vit.errors import display_path
+from vit.errors import ConfigError, display_path
 from vit.models.generation_config import GenerationConfig
 
 if TYPE_CHECKING:
@@ -48,6 +49,14 @@ def generation_of(options: argparse.Namespace, **ordinary: Any) -> GenerationCon
         ordinary = ordinary | {"beams": 1}
     ordinary = ordinary | {"max_length": max(ordinary.get("max_length", 20), asked.get("min_length", 0))}
     return GenerationConfig(**(ordinary | asked))
+
+
+def make_folder(folder: Path, flag: str) -> None:
+    """Make the folder that `flag` names, where it is not there. Raises ConfigError where it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{flag} {display_path(folder)}: {(error.strerror or str(error)).lower()}") from error
 
 
 def mention_unknown(tokenizer: "Tokenizer", text: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit.cli.arguments import MODEL_HELP, Parser, announce
+from vit.cli.arguments import MODEL_HELP, Parser, announce, make_folder
 from vit.errors import ConfigError, DataError, UnreadableImage, display_path
 from vit.explain import FOR_A_CLASS, FUSIONS, METHODS
 from vit.files import whole_file, write_text
@@ -24,6 +24,15 @@ log = logging.getLogger("vit")
 
 _LARGE_ENOUGH = 160
 """pixels of the short side; smaller pictures are shown several times as large, by whole numbers"""
+
+_ACTS_ON = {
+    "layer": ("raw", "norm"),
+    "head": ("raw",),
+    "target": FOR_A_CLASS,
+    "fusion": ("rollout",),
+    "discard": ("rollout",),
+}
+"""the methods that each setting is for"""
 
 
 @dataclass
@@ -73,10 +82,7 @@ def main(argv: list[str]) -> int:
     classifier = classifier_of(model, options.model, weights=options.weights, device=options.device)
     request = _request(options, classifier)
     folder = Path(options.out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {display_path(folder)}: {(error.strerror or str(error)).lower()}") from error
+    make_folder(folder, "--out")
     announce(model)
     if options.model_report:
         from vit.cli.attention_report import report
@@ -94,12 +100,22 @@ def _check_use(options: Any) -> None:
         raise ConfigError("--score and --model-report: one at a time")
     if options.score and len(options.images) != 1:
         raise ConfigError("--score: takes one folder of pictures with classes, as `vit evaluate` does")
+    idle = [flag for name in ("query", "compare", *_ACTS_ON) if (flag := _given(options, name))]
+    if options.score and idle:
+        raise ConfigError(f"--score and {idle[0]}: every map is measured as it is by itself")
     if not options.images and not options.model_report:
         raise ConfigError("IMAGE: name at least one picture or folder")
     if options.limit < 1:
         raise ConfigError(f"--limit: must be at least 1, got {options.limit}")
     if options.explorer < 0:
         raise ConfigError(f"--explorer: must be 0 or more, got {options.explorer}")
+
+
+def _given(options: Any, name: str) -> str:
+    """The flag of `name` where it was given another value than it has by itself, else nothing."""
+    if getattr(options, name) == {"query": "cls", "fusion": "mean", "discard": 0.0}.get(name):
+        return ""
+    return "--class" if name == "target" else f"--{name}"
 
 
 def draw(
@@ -238,9 +254,14 @@ def _request(options: Any, classifier: "Classifier") -> Request:
             raise ConfigError(f"--query: must be ROW,COL, such as 3,5, got {options.query}")
         query = (int(numbers[0]), int(numbers[1]))
     target = None if options.target is None else classifier.class_number(options.target)
-    methods = options.method or ["generic" if classifier.classes else "rollout"]
+    methods = list(dict.fromkeys(options.method or ["generic" if classifier.classes else "rollout"]))
+    for name, acting in _ACTS_ON.items():
+        if _given(options, name) and not set(methods) & set(acting) and not options.model_report:
+            raise ConfigError(
+                f"{_given(options, name)}: has no effect on {', '.join(methods)}; it is for {', '.join(acting)}"
+            )
     return Request(
-        list(dict.fromkeys(methods)),
+        methods,
         options.layer,
         options.head,
         query,

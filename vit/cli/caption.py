@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from vit.cli.arguments import MODEL_HELP, Parser, add_generation, announce, generation_of, mention_unknown
-from vit.errors import ConfigError, UnreadableImage, display_path
+from vit.cli.arguments import MODEL_HELP, Parser, add_generation, announce, generation_of, make_folder, mention_unknown
+from vit.errors import UnreadableImage, display_path
 from vit.files import whole_file, write_text
 from vit.models.generation_config import GenerationConfig
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vit.writers import Caption, Captioner
 
 BEAMS = 4
+PAGE = 8  # pictures in the page of --attention: each takes megabytes
 
 
 def main(argv: list[str]) -> int:
@@ -29,7 +30,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--prompt", default="", help="how every caption begins")
     add_generation(parser, beams=BEAMS)
     parser.add_argument("--out", help="file to write, or to replace, instead of standard output")
-    parser.add_argument("--attention", metavar="DIR", help="folder for maps of every word, and a page to explore them")
+    parser.add_argument(
+        "--attention", metavar="DIR", help=f"folder for maps of every word, and a page of the first {PAGE}"
+    )
     parser.add_argument(
         "--method", choices=("cross", "generic"), default="cross", help="of --attention (default: cross)"
     )
@@ -55,12 +58,7 @@ def main(argv: list[str]) -> int:
     paths = list(find_images(options.images))
     folder = None if options.attention is None else Path(options.attention)
     if folder is not None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"--attention {display_path(folder)}: {(error.strerror or str(error)).lower()}"
-            ) from error
+        make_folder(folder, "--attention")
     announce(model)
     with ExitStack() as stack:
         stream: IO[str] = sys.stdout
@@ -83,9 +81,9 @@ def _caption(
     """Write a line a picture, and its words' maps. Returns the exit code."""
     from tqdm import tqdm
 
-    from vit.explain.explorer import View
+    from vit.explain.explorer import BUDGET, View
 
-    failed, views = 0, list[View]()
+    failed, drawn, views = 0, 0, list[View]()
     shown = sys.stderr.isatty() and (bool(options.out) or not sys.stdout.isatty())
     bar = tqdm(total=len(paths), unit=" pictures", delay=2, leave=False, disable=not shown)
     for path, picture, caption, reason in _captions(captioner, paths, config, options):
@@ -102,9 +100,12 @@ def _caption(
         if not line.isprintable() or any("\ud800" <= c <= "\udfff" for c in line):
             line = json.dumps(record)  # control characters and bytes that are no UTF-8 as \u escapes
         print(line, file=stream, flush=True)
-        if folder is not None and caption is not None and picture is not None:
-            name = f"{len(views):04d}-{display_path(Path(path).stem)}"
-            views.append(_drawn(captioner, path, picture, caption, options.method, folder / f"{name}.png"))
+        if folder is not None and caption is not None and picture is not None and caption.words:
+            name = f"{drawn:04d}-{display_path(Path(path).stem)}"
+            _draw(captioner, picture, caption, options.method, folder / f"{name}.png")
+            if drawn < PAGE:
+                views.append(_view(captioner, path, picture, caption, budget=BUDGET // min(PAGE, len(paths))))
+            drawn += 1
     bar.close()
     if views and folder is not None:
         from vit.explain.explorer import page
@@ -148,17 +149,10 @@ def _described(caption: "Caption") -> dict[str, Any]:
     return {"caption": caption.text, "score": round(caption.score, 6), **ended, "tokens": tokens}
 
 
-def _drawn(
-    captioner: "Captioner", path: str, picture: "Tensor", caption: "Caption", method: Any, target: Path
-) -> "View":
-    """Write the picture beside its words' maps; -> the same for the page."""
-    import torch
-
-    from vit.evaluate.plots import gallery
-    from vit.explain.explorer import caption_view, patches_of
+def _draw(captioner: "Captioner", picture: "Tensor", caption: "Caption", method: Any, target: Path) -> None:
+    """Write the picture beside its words' maps."""
+    from vit.evaluate.plots import GALLERY, gallery
     from vit.explain.pictures import Box, laid_over
-    from vit.models.vision import VisionTransformer
-    from vit.nn import Trace
 
     seen = picture.permute(1, 2, 0).numpy()
     maps = captioner.word_maps(picture, caption, method=method).numpy()
@@ -168,13 +162,25 @@ def _drawn(
     tiles = [(large, caption.text)]
     tiles += [(laid_over(large, values, box), word) for word, values in zip(caption.words, maps, strict=True)]
     with whole_file(target) as temporary:
-        gallery(tiles[:36], temporary)
+        gallery(tiles[:GALLERY], temporary)
+
+
+def _view(captioner: "Captioner", path: str, picture: "Tensor", caption: "Caption", *, budget: int) -> "View":
+    """The picture and its words for the page, those of the prompt among them."""
+    import torch
+
+    from vit.explain.explorer import caption_view, patches_of
+    from vit.models.vision import VisionTransformer
+    from vit.nn import Trace
+
     encoder = captioner.network.encoder
     assert isinstance(encoder, VisionTransformer)
     trace, own = Trace(keep_tokens=False), Trace(keep_tokens=False)
     (images,) = captioner.batches([picture], 1)
-    tokens = torch.tensor([[captioner.tokenizer.start, *caption.tokens]], device=captioner.device)
+    tokens = torch.tensor([[captioner.tokenizer.start, *caption.prompt, *caption.tokens]], device=captioner.device)
     with torch.no_grad():
         context = captioner.network.encode(images, trace=own)
         captioner.network.decoder(tokens[:, :-1], context, trace=trace)
-    return caption_view(path, patches_of(encoder, seen), caption.words, trace, encoder=own.self_attention)
+    words = (*map(captioner.tokenizer.token, caption.prompt), *caption.words)
+    patches = patches_of(encoder, picture.permute(1, 2, 0).numpy())
+    return caption_view(path, patches, words, trace, encoder=own.self_attention, budget=budget)

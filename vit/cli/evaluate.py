@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit.cli.arguments import MODEL_HELP, Parser, announce
+from vit.cli.arguments import MODEL_HELP, Parser, announce, make_folder
 from vit.data.config import DataConfig, Preprocessing
 from vit.errors import ConfigError, DataError, display_path
 from vit.files import whole_file, write_text
@@ -55,9 +55,15 @@ def main(argv: list[str]) -> int:
     from vit.models.sources import load_model
 
     file = load_model(options.model)
+    pictures = file.kind in ("classifier", "text-encoder")
+    for name in ("beams", "no_repeat_ngram", "java") if pictures else ("precision", "workers", "devices"):
+        if getattr(options, name) != parser.get_default(name):
+            raise ConfigError(f"--{name.replace('_', '-')}: has no effect on a {file.kind}")
     run = _run_of(Path(options.model))
-    folder = Path(options.out) if options.out else (run or Path()) / "evaluation" / Path(options.data).resolve().stem
-    if file.kind in ("classifier", "text-encoder"):
+    data = Path(options.data).resolve()
+    name = data.name if data.is_dir() else data.stem  # a folder may be called cifar10.1
+    folder = Path(options.out) if options.out else (run or Path()) / "evaluation" / name
+    if pictures:
         return _evaluate_pictures(file, run, folder, options, config, ["evaluate", *argv])
     from vit.cli.evaluate_words import evaluate_words
     from vit.tasks.devices import device_for
@@ -92,10 +98,7 @@ def _evaluate_pictures(
         raise ConfigError(f"{display_path(options.model)}: no classes to evaluate; {remedy}")
     network = build_network(file, options.weights, source=options.model)
     listing = list_evaluation(options.data, file.classes, split=options.split)
-    try:  # now, not after an hour
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {display_path(folder)}: {(error.strerror or str(error)).lower()}") from error
+    make_folder(folder, "--out")  # now, not after an hour
     devices = devices_for(options.accelerator, options.devices)
     if devices > 1:
         return launch(devices, words)

@@ -5,11 +5,13 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit.errors import ConfigError, DataError, UnreadableImage, display_path
+from vit.cli.arguments import make_folder
+from vit.errors import ConfigError, DataError, UnreadableImage, VitError, display_path
 from vit.files import write_text
 from vit.models.generation_config import GenerationConfig
 
 if TYPE_CHECKING:
+    from vit.data.tokenizer import Tokenizer
     from vit.models.file import ModelFile
     from vit.writers import Captioner, FusedModel, Writer
 
@@ -33,10 +35,16 @@ def evaluate_words(
     java: bool,
 ) -> int:
     """Measure a captioner, a fused classifier, a model from text to text, or a language model; -> the exit code."""
+    from vit.evaluate.java_metrics import check_java
     from vit.models.encoder_decoder import EncoderDecoder
     from vit.writers import Captioner, FusedModel, Writer, words_of
 
     reader = words_of(model, source, weights=weights, device=device)
+    if java and not isinstance(reader, Captioner):
+        raise ConfigError(f"--java: has no effect on a {model.kind}")
+    if java:
+        check_java("METEOR")
+    make_folder(folder, "--out")  # now, not after an hour
     facts: Facts = {"model": source, "data": data, "weights": weights or ("raw" if model.ema is None else "ema")}
     if isinstance(reader, Captioner):
         rules = GenerationConfig(beams=beams, no_repeat_ngram=no_repeat_ngram, max_length=reader.room(""))
@@ -48,10 +56,6 @@ def evaluate_words(
     else:
         assert isinstance(reader, Writer)
         lines = _language(reader, data, split, batch_size, facts)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {display_path(folder)}: {(error.strerror or str(error)).lower()}") from error
     name = "captions.jsonl" if isinstance(reader, Captioner) else "predictions.jsonl"
     if lines:
         write_text(folder / name, "".join(json.dumps(line, ensure_ascii=True) + "\n" for line in lines))
@@ -88,7 +92,8 @@ def _captions(
                 read.append(entry)
             except UnreadableImage as error:
                 unreadable.append({"path": entry.path, "reason": error.reason})
-        for entry, caption in zip(read, captioner.caption(pictures, config=rules), strict=True):
+        captions = captioner.caption(pictures, config=rules, batch_size=batch_size)
+        for entry, caption in zip(read, captions, strict=True):
             candidates[entry.path], references[entry.path] = caption.text, list(entry.captions)
             lines[entry.path] = {"path": entry.path, "caption": caption.text, "score": caption.score}
             lines[entry.path]["finished"] = caption.finished
@@ -100,12 +105,11 @@ def _captions(
     facts |= {"split": name, "beams": rules.beams, "no_repeat_ngram": rules.no_repeat_ngram, **scores.as_dict()}
     facts |= {"unreadable": unreadable, "counts": listing.counts}
     facts["finished"] = sum(line["finished"] for line in lines.values()) / len(lines)
-    facts["exact"] = sum(text in references[path] for path, text in candidates.items()) / len(candidates)
-    if java:
-        facts["meteor"] = java_scores("meteor", candidates, references).score
+    facts["exact"] = _exact(captioner.tokenizer, candidates, references)
+    for metric in ("meteor", "spice") if java else ():
         try:
-            facts["spice"] = java_scores("spice", candidates, references).score
-        except ConfigError as error:
+            facts[metric] = java_scores(metric, candidates, references).score
+        except VitError as error:
             log.info("left out           %s", error)
     for path, picture in scores.pictures.items():
         lines[path] |= {"bleu4": picture.bleu4, "rouge_l": picture.rouge_l, "cider_d": picture.cider_d}
@@ -115,21 +119,25 @@ def _captions(
     for key, value in shown.items():
         low, high = scores.intervals[key]
         log.info("%-18s %6.4f   (95 %%: %.4f to %.4f)", _METRICS[key], value, low, high)
-    if java:
-        log.info("METEOR             %6.4f", facts["meteor"])
-    if "spice" in facts:
-        log.info("SPICE              %6.4f", facts["spice"])
+    for metric in ("meteor", "spice"):
+        if metric in facts:
+            log.info("%-18s %6.4f", metric.upper(), facts[metric])
     log.info("word for word      %6.2f %%  one of the references", 100 * facts["exact"])
     log.info("distinct captions  %6.2f %%", 100 * scores.distinct_captions)
     log.info("ended properly     %6.2f %%", 100 * facts["finished"])
     log.info("words              %.1f a caption, %.2f of the references'", scores.mean_length, scores.length_ratio)
     for note in scores.notes:
         log.info("note               %s", note)
-    for left in unreadable[:20]:
-        log.info("unreadable         %s: %s", display_path(left["path"]), left["reason"])
-    for what, count in listing.counts.items():
-        log.info("left out           %d %s", count, what)
+    _tell_left_out(unreadable, listing.counts)
     return list(lines.values())
+
+
+def _exact(tokenizer: "Tokenizer", candidates: dict[str, str], references: dict[str, list[str]]) -> float:
+    """The share of captions that are one of the references as the tokenizer gives those back (it may lack capitals)."""
+    right = 0
+    for path, text in candidates.items():
+        right += text in {tokenizer.decode(tokenizer.encode(reference)) for reference in references[path]}
+    return right / len(candidates)
 
 
 _METRICS = {
@@ -147,6 +155,7 @@ def _answers(model: "FusedModel", data: str, split: str | None, batch_size: int,
 
     listing = list_evaluation_questions(data, model.classes, split=split)
     ((name, entries),) = listing.splits.items()
+    alone = sum(entry.path is None for entry in entries)
     lines, unreadable = [], []
     right: dict[str, list[bool]] = {"both": [], "picture alone": [], "text alone": []}
     bar = _bar(len(entries), "texts")
@@ -160,10 +169,13 @@ def _answers(model: "FusedModel", data: str, split: str | None, batch_size: int,
                 asked.append(entry)
             except UnreadableImage as error:
                 unreadable.append({"path": entry.path, "reason": error.reason})
+        bar.update(min(batch_size, len(entries) - start))
+        if not asked:
+            continue
         texts = [entry.text for entry in asked]
         answers = {
-            "both": model.predict(pictures, texts, top=1),
-            "picture alone": model.predict(pictures, None, top=1),
+            "both": model.predict(pictures, texts, top=1, batch_size=batch_size),
+            "picture alone": model.predict(pictures, None, top=1, batch_size=batch_size),
             "text alone": model.predict(None, texts, top=1),
         }
         for what, predictions in answers.items():
@@ -171,16 +183,18 @@ def _answers(model: "FusedModel", data: str, split: str | None, batch_size: int,
         for prediction, entry in zip(answers["both"], asked, strict=True):
             line = {"path": entry.path, "text": entry.text, "label": entry.label}
             lines.append(line | {"answer": prediction.classes[0], "probability": prediction.probabilities[0]})
-        bar.update(min(batch_size, len(entries) - start))
     bar.close()
     if not lines:
-        raise DataError(f"{display_path(data)}: none of the {len(entries)} pictures could be read")
+        raise DataError(f"{display_path(data)}: none of the {len(entries)} texts has a picture that can be read")
+    counts = listing.counts | ({"texts without a picture": alone} if alone else {})
     facts |= {"split": name, "count": len(lines), "unreadable": unreadable, "unknown_classes": listing.unknown}
+    facts["counts"] = counts
     log.info("texts              %d of %s, split %s", len(lines), display_path(data), name)
     for what, outcomes in right.items():
         facts[what.replace(" ", "_")] = _share("accuracy" if what == "both" else what, outcomes)
     for label, count in listing.unknown.items():
         log.info("unknown answer     %s: %d texts, not counted", display_path(label), count)
+    _tell_left_out(unreadable, counts)
     return lines
 
 
@@ -202,6 +216,7 @@ def _pairs(writer: "Writer", data: str, split: str | None, batch_size: int, beam
     facts |= {"split": name, "count": len(lines), "beams": beams, "counts": listing.counts}
     log.info("texts              %d of %s, split %s", len(lines), display_path(data), name)
     facts["exact"] = _share("exactly right", right)
+    _tell_left_out([], listing.counts)
     return lines
 
 
@@ -219,6 +234,15 @@ def _language(writer: "Writer", data: str, split: str | None, batch_size: int, f
     log.info("perplexity         %.3f", math.exp(loss))
     log.info("bits a letter      %.4f", letters)
     return []
+
+
+def _tell_left_out(unreadable: list[dict[str, str]], counts: dict[str, int]) -> None:
+    """Name what was not measured."""
+    for left in unreadable[:20]:
+        log.info("unreadable         %s: %s", display_path(left["path"]), left["reason"])
+    for what, count in counts.items():
+        if count:
+            log.info("left out           %d %s", count, what)
 
 
 def _share(name: str, outcomes: list[bool]) -> Facts:

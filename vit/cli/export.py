@@ -5,9 +5,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from vit.cli.arguments import MODEL_HELP, Parser
+from vit.cli.arguments import MODEL_HELP, Parser, make_folder
 from vit.data.config import Preprocessing
-from vit.errors import ConfigError, display_path
+from vit.errors import display_path
 from vit.files import whole_file, write_text
 
 log = logging.getLogger("vit")
@@ -38,10 +38,7 @@ def export(model: str, folder: Path, *, weights: Any = None) -> int:
     network = build_network(file, weights, source=model)
     name, arguments = recipe(network.architecture)
     module = to_timm(network)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {display_path(folder)}: {(error.strerror or str(error)).lower()}") from error
+    make_folder(folder, "--out")
     config = {
         "architecture": name,
         "num_classes": len(file.classes),

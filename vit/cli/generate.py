@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
 
     from vit.models.build import require_kind
     from vit.models.sources import load_model
-    from vit.writers import Writer, words_of
+    from vit.writers import FOLLOWING, Writer, words_of
 
     model = load_model(options.model)
     require_kind(model, ("language", "translator"), options.model)
@@ -28,18 +28,19 @@ def main(argv: list[str]) -> int:
     assert isinstance(writer, Writer)
     announce(model)
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    goes_on = model.kind == "language"
     asked = {name for name in ("beams", "sample", "temperature", "max_length") if getattr(options, name)}
     greedy = options.temperature == 0 or (options.beams or 1) > 1
-    if model.kind == "language" and not greedy and "sample" not in asked:
+    if goes_on and not greedy and "sample" not in asked:
         options.sample = True  # the likeliest words alone soon go round in circles
-    most = 200 if model.kind == "language" else model.architecture["decoder"]["length"] - 1
-    windowed = {"window": True} if model.kind == "language" and (options.beams or 1) == 1 else {}
+    windowed = goes_on and (options.beams or 1) == 1
     if options.temperature == 0:
         options.temperature, options.sample = None, False
-    config = generation_of(options, max_length=most, **windowed)
     for prompt in _prompts(options.prompt):
+        most = FOLLOWING if windowed else writer.room(prompt)
+        config = generation_of(options, max_length=min(most, FOLLOWING) if goes_on else most, window=windowed)
         mention_unknown(writer.tokenizer, prompt)
-        begun = prompt if model.kind == "language" else ""
+        begun = prompt if goes_on else ""
         if config.beams == 1 and config.n_best == 1:
             for piece in writer.stream(prompt, config=config, seed=options.seed):
                 print(begun, piece, sep="", end="", flush=True)

@@ -3,6 +3,7 @@
 import csv
 import logging
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vit.errors import display_path
@@ -69,11 +70,18 @@ def after_training(setup: Setup, task: Classify, run: Path) -> None:
             float(best["val/loss"]),
             float(rows[-1]["seconds"]),
         )
-    for (split, index), reason in sorted(task.unreadable.items())[:20]:
-        log.info("left out   %s: %s", display_path(setup.listing.splits[split][index].path), reason)
-    if len(task.unreadable) > 20:
-        log.info("left out   ... %d unreadable pictures in all, see unreadable.csv", len(task.unreadable))
+    tell_unreadable(
+        task.unreadable, {split: [sample.path for sample in samples] for split, samples in setup.listing.splits.items()}
+    )
     what_next(run)
+
+
+def tell_unreadable(reasons: Mapping[tuple[str, int], str], paths: Mapping[str, Sequence[str]]) -> None:
+    """Name the first pictures that could not be read, by split and place among `paths`, and say how many there are."""
+    for (split, index), reason in list(reasons.items())[:20]:
+        log.info("left out   %s: %s", display_path(paths[split][index]), reason)
+    if len(reasons) > 20:
+        log.info("left out   ... %d unreadable pictures in all, see unreadable.csv", len(reasons))
 
 
 def what_next(run: Path) -> None:

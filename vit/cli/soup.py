@@ -3,7 +3,7 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vit.cli.arguments import Parser
 from vit.data.config import DataConfig, Preprocessing
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from vit.models.file import ModelFile
 
 log = logging.getLogger("vit")
+
+_IN_TRAINING = ("dropout", "attention_dropout", "drop_path", "patch_dropout", "layer_scale", "timm")
+"""keys of an architecture that say nothing about what it computes"""
 
 
 def main(argv: list[str]) -> int:
@@ -53,8 +56,8 @@ def soup(models: list[str], data: str | None, split: str, out: Path, config: Con
 
     files = [load_model(model) for model in models]
     for name, file in zip(models, files, strict=True):
-        if (file.classes, file.preprocessing) != (files[0].classes, files[0].preprocessing):
-            raise ConfigError(f"{display_path(name)}: other classes or preprocessing than {display_path(models[0])}")
+        if other := _difference(file, files[0]):
+            raise ConfigError(f"{display_path(name)}: other {other} than {display_path(models[0])}")
     states = [file.weights() for file in files]
     if data is None:
         state, kept = uniform_soup(states), list(range(len(models)))
@@ -66,6 +69,20 @@ def soup(models: list[str], data: str | None, split: str, out: Path, config: Con
     save_model(replace(files[0], raw=state, ema=None, origin=origin), out)
     log.info("model      %s", display_path(out))
     return 0
+
+
+def _difference(one: "ModelFile", other: "ModelFile") -> str:
+    """What two models do not share, without which weights of equal shapes still mean other things."""
+    for name in ("kind", "classes", "preprocessing", "tokenizer"):
+        if getattr(one, name) != getattr(other, name):
+            return name
+    return "" if _computed(one.architecture) == _computed(other.architecture) else "architecture"
+
+
+def _computed(architecture: dict[str, Any]) -> dict[str, Any]:
+    """What an architecture says about what is computed, other than while learning."""
+    kept = {key: value for key, value in architecture.items() if key not in _IN_TRAINING}
+    return {key: _computed(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def _scorer(file: "ModelFile", data: str, split: str, config: Config) -> "Callable[[Mapping[str, Tensor]], float]":

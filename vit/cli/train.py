@@ -9,13 +9,14 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from vit.cli.config import compose, config_parser, leaf_keys, to_yaml
+from vit.data.config import Preprocessing
 from vit.errors import ConfigError, DataError, Interrupted, OutOfMemory, display_path
 from vit.files import read_json, write_text
 from vit.signals import end_workers, signals
@@ -182,8 +183,9 @@ def train(data: str | None, config: Config, run: Path, *, resume: bool = False, 
         if first:
             before_training(setup, network, run, samples_per_step(setup.config, trainer))
         if setup.config.tune.method in ("probe", "knn"):
-            (run_probe if setup.config.tune.method == "probe" else run_knn)(network, setup, run)
-            what_next(run)
+            if first:  # one device does
+                (run_probe if setup.config.tune.method == "probe" else run_knn)(network, setup, run)
+                what_next(run)
             return 0
         if setup.new_head and setup.config.tune.probe_first and not resume:
             log.info("head       fitted on the pictures' features first")
@@ -224,8 +226,16 @@ def _resumed_config(out: str | None, files: list[str], words: list[str]) -> tupl
     model = replace(model, image_size=_settled(None, model.image_size, before.model.image_size))
     precision = _settled("auto", after.train.precision, before.train.precision)
     rates = {name: _settled(None, getattr(after.optim, name), getattr(before.optim, name)) for name in _RATES}
+    kept = replace(after.data, cache=_settled("auto", after.data.cache, before.data.cache))
+    if before.model.init is not None:  # the first weights have settled how pictures are prepared
+        names = [field.name for field in fields(Preprocessing) if field.name != "size"]
+        kept = replace(kept, **{name: getattr(before.data, name) for name in names})
     after = replace(
-        after, model=model, train=replace(after.train, precision=precision), optim=replace(after.optim, **rates)
+        after,
+        data=kept,
+        model=model,
+        train=replace(after.train, precision=precision),
+        optim=replace(after.optim, **rates),
     )
     if after.train.on_memory == "halve" and _a_step(compose(files, words)) == _a_step(before):
         data, train = before.data.batch_size, before.train.accumulate
@@ -291,7 +301,7 @@ def _resumed_data(run: Path) -> str | Path:
 
 def _check_same_data(data: Path, picture: str) -> None:
     """A resumed run keeps the pictures of its split.csv; another folder beside it would be ignored in silence."""
-    if data.is_dir() and not Path(picture).is_relative_to(data.absolute()):
+    if data.is_dir() and not Path(picture).is_relative_to(os.path.abspath(data)):
         raise ConfigError(f"--resume: the run's pictures are not in {display_path(data)}; leave DATA out")
 
 

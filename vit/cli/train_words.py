@@ -38,9 +38,10 @@ def train_words(
     quiet_lightning()
     import lightning as L
 
+    from vit.nn import Transformer
     from vit.tasks.base import samples_per_step
     from vit.tasks.optim import check_optimizer
-    from vit.tasks.run import environment, export, make_trainer, train_on
+    from vit.tasks.run import environment, export, gather_unreadable, make_trainer, train_on
     from vit.tasks.words import read_words, set_up_words
 
     check_optimizer(config.optim.name)
@@ -51,6 +52,9 @@ def train_words(
         raise ConfigError(f"--resume: {display_path(path)} has changed since the run began; start a new run")
     L.seed_everything(config.train.seed, workers=True, verbose=False)
     setup = set_up_words(words, config, tokenizer=_tokenizer_of(run) if resume else None)
+    for module in setup.task.network.modules():
+        if isinstance(module, Transformer):
+            module.checkpointing = config.train.checkpointing
     trainer = make_trainer(setup.config, run)
     first = trainer.is_global_zero
     with folder_of(run, resume) if first else contextlib.nullcontext():
@@ -70,6 +74,7 @@ def train_words(
             write_text(run / "config.yaml", to_yaml(setup.config))
             _before(path, words, setup, run, samples_per_step(setup.config, trainer))
         train_on(setup.task, setup.data, trainer, run, resume=run / LAST if resume else None)
+        gather_unreadable(setup.task, words.images, trainer, run)
         if first:
             export(run)
             _after(setup, run)
@@ -124,6 +129,8 @@ def _before(path: str, words: "Words", setup: "WordRun", run: Path, step: int) -
 
 def _after(setup: "WordRun", run: Path) -> None:
     """The best epoch, and what to do next."""
+    from vit.cli.report import tell_unreadable
+
     key = f"val/{setup.config.train.monitor}"
     with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row.get(key)]
@@ -134,8 +141,7 @@ def _after(setup: "WordRun", run: Path) -> None:
         told: dict[str, Any] = {name: value for name, value in best.items() if name.startswith("val/") and value}
         numbers = ", ".join(f"{name.replace('/', ' ').replace('_', ' ')} {float(v):.4f}" for name, v in told.items())
         log.info("best       epoch %s: %s   (%.0f s in all)", best["epoch"], numbers, float(rows[-1]["seconds"]))
-    for (split, index), reason in sorted(setup.task.unreadable.items())[:20]:
-        log.info("left out   %s: %s", display_path(setup.words.images[split][index]), reason)
+    tell_unreadable(setup.task.unreadable, setup.words.images)
     shown = display_path(run)
     log.info("model      %s/model.safetensors", shown)
     lines = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vit.data.cache import PixelCache, cache_folder, free_memory
 from vit.data.config import Cache
-from vit.data.dataset import ImageDataset
+from vit.data.dataset import ImageDataset, picture_source
 from vit.data.decode import picture_size
 from vit.data.sampling import Draw
 from vit.errors import UnreadableImage
@@ -75,7 +75,7 @@ def slot_room(dataset: ImageDataset) -> int:
     sizes = [0]
     for index in range(0, len(dataset), max(1, len(dataset) // _LOOKED_AT)):
         try:
-            height, width = dataset.kept_size(*picture_size(dataset.path(index)))
+            height, width = dataset.kept_size(*picture_size(picture_source(dataset.path(index))))
         except UnreadableImage:
             continue
         sizes.append(3 * height * width)

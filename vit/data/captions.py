@@ -170,7 +170,8 @@ def _in_tars(root: str, tars: list[str], tally: Tally) -> CaptionListing:
         split = split_of_tar(path, root) or UNSPLIT
         for member in members(path):
             entry = _Entry(member.key, split, member.key)
-            entry.add(member.captions, f"{path}, {member.key}", tally)
+            captions = [strict_text(caption, "caption", path, member.key) for caption in member.captions]
+            entry.add(captions, f"{path}, {member.key}", tally)
             if entry.captions:
                 captioned = Captioned(member.picture, tuple(entry.captions), f"{Path(path).name}/{member.key}")
                 listing.splits.setdefault(split, []).append(captioned)

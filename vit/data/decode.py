@@ -143,14 +143,17 @@ def _turned(pixels: np.ndarray, orientation: object) -> np.ndarray:
     return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
 
-def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Height and width in pixels of the upright picture, from the file's header alone.
+def picture_size(source: str | os.PathLike[str] | bytes) -> tuple[int, int]:
+    """Height and width in pixels of the upright picture, from the header of a file, or of its bytes, alone.
 
     Raises `UnreadableImage` as `decode` does, though damage behind the header goes unnoticed.
     """
-    name = os.fspath(path)
-    packed = _IN_TAR.fullmatch(name)
-    stored = io.BytesIO(read_picture(name)[1]) if packed else _open_regular(name)
+    name = "picture in memory" if isinstance(source, bytes) else os.fspath(source)
+    stored: BinaryIO
+    if isinstance(source, bytes):
+        stored = io.BytesIO(source)
+    else:
+        stored = io.BytesIO(read_picture(name)[1]) if _IN_TAR.fullmatch(name) else _open_regular(name)
     with stored as stream, _reasons(name):
         image = _open(stream, name, max_pixels=None)
         width, height = image.size

@@ -26,7 +26,7 @@ class DeviceLoader:
 
     Padded and plain crops give the same pixels as `image_loader`, random-resized parts are interpolated without
     antialiasing; what varies colours, `DevicePolicy`, draws from the same distributions. Everything is read when the
-    first batch is asked for; pictures that cannot be read are named in the first batch of every epoch that draws them.
+    first batch is asked for; pictures that cannot be read are named in the batch that draws them.
     Raises ConfigError for pictures that are kept in different sizes.
     """
 

@@ -168,12 +168,17 @@ def _find_in_tars(root: str, tars: list[str]) -> Found:
                 found.left_out.append(LeftOut(member.picture, "no .cls beside it, and no class in its .json"))
             else:
                 found.splits.setdefault(split, {}).setdefault(member.label, []).append(member.picture)
-    if UNSPLIT in found.splits and len(found.splits) > 1:
-        others = " and ".join(sorted(found.splits.keys() - {UNSPLIT}))
-        raise DataError(f"{display_path(root)}: some tars have no split in their names, others are of {others}")
     if not found.splits:
         raise DataError(f"{display_path(root)}: no picture with a class in {len(tars)} tars")
+    _all_or_none(found, root, "some tars have no split in their names")
     return found
+
+
+def _all_or_none(found: Found, root: str, fault: str) -> None:
+    """Raise DataError where some pictures are of a split and others of none: those would be lost in silence."""
+    if UNSPLIT in found.splits and len(found.splits) > 1:
+        others = " and ".join(sorted(found.splits.keys() - {UNSPLIT}))
+        raise DataError(f"{display_path(root)}: {fault}, others are of {others}")
 
 
 def _split_folders(root: str, folders: list[os.DirEntry[str]]) -> dict[str, str] | None:
@@ -273,4 +278,5 @@ def _find_in_list(path: str) -> Found:
             pictures.append(file)
         else:
             found.left_out.append(LeftOut(file, reason))
+    _all_or_none(found, path, "some rows name no split")
     return found

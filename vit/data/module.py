@@ -53,7 +53,7 @@ class EpochData(L.LightningDataModule):
         epoch, batch = (self._epoch, self._batch) if self.trainer is None else place_of(self.trainer)
         if batch and self.trainer is not None and batch == self.trainer.num_training_batches:
             epoch, batch = epoch + 1, 0  # whatever is left of the epoch, no batch is
-        return {"epoch": epoch, "batch": batch, "world": self._place()[1]}
+        return {"epoch": epoch, "batch": batch, "world": self._place()[1], "workers": self._workers()}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on as the checkpoint says; Lightning calls this before it asks for a loader.
@@ -99,6 +99,17 @@ class ImageFolderData(EpochData):
         self.listing = listing
         self.preprocessing = preprocessing
         self._augment = augment
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Of shards, whose engine shares them out among the processes that read, neither may these be others."""
+        super().load_state_dict(state_dict)
+        now = self._workers()
+        before = state_dict.get("workers", now)
+        if self._batch and before != now and isinstance(self.listing, ShardListing):
+            raise ConfigError(
+                f"--resume: the run stopped within an epoch of shards that {before} processes read, not {now}; "
+                f"set data.workers {before}"
+            )
 
     def train_dataloader(self) -> "DataLoader[Batch] | DeviceLoader":
         """Batches of equal size; a folder smaller than one batch gives one smaller batch."""

@@ -1,7 +1,8 @@
 """What large folders hold, remembered in the user's cache folder until one of the folders in them changes.
 
 A file that is added, removed or renamed changes the time of its folder. One that is only written anew does not, and
-need not: what is remembered are names. Nothing is unpickled: names and numbers lie in plain arrays.
+need not: what is remembered are names, and which files were empty, and those are looked at again. What lies in tars
+is not remembered. Nothing is unpickled: names and numbers lie in plain arrays.
 """
 
 import contextlib
@@ -15,14 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from vit.data.cache import cache_folder
-from vit.data.layouts import Found, LeftOut
+from vit.data.layouts import Found, LeftOut, inode, unfit
+from vit.data.tars import tars_in
 from vit.errors import VitError
 from vit.files import whole_file
 
 LARGE = 20_000
 """pictures from which on listing takes long enough to remember"""
 
-_VERSION = 1
+_VERSION = 2
+_OF_CONTENT = ("empty file",)  # reasons to leave a file out that its folder's time does not vouch for
 _SETTLED = 2_000_000_000  # nanoseconds for which a folder must have stood still: clocks of file systems are coarse
 
 
@@ -39,6 +42,8 @@ def recall(root: str) -> Found | None:
                     return None
             paths, start = _names(stored["paths"]), 0
         found = Found(root, {}, [LeftOut(*item) for item in told["left_out"]])
+        if any(item.reason in _OF_CONTENT and unfit(item.path) != item.reason for item in found.left_out):
+            return None
         for split, label, count in told["classes"]:
             found.splits.setdefault(split, {})[label] = paths[start : start + count]
             start += count
@@ -50,9 +55,9 @@ def recall(root: str) -> Found | None:
 def remember(found: Found, started: int) -> None:
     """Keep what a listing begun at `started`, nanoseconds of the clock, found in a folder, where that is much."""
     classes = [(split, label, len(paths)) for split, held in found.splits.items() for label, paths in held.items()]
-    if sum(count for *_, count in classes) < LARGE:
+    if sum(count for *_, count in classes) < LARGE or tars_in(found.root):
         return
-    folders = [folder for folder, _, _ in os.walk(found.root, followlinks=True)]
+    folders = _folders(found.root)
     times = np.array([os.stat(folder).st_mtime_ns for folder in folders], dtype=np.int64)
     if times.max() > started - _SETTLED:
         return
@@ -70,6 +75,19 @@ def remember(found: Found, started: int) -> None:
                 times=times,
                 paths=_joined(paths),
             )
+
+
+def _folders(root: str) -> list[str]:
+    """`root` and all folders below it, each once, however many links lead there."""
+    folders, entered = list[str](), set[tuple[int, int]]()
+    for folder, inside, _ in os.walk(root, followlinks=True):
+        identity = inode(folder)
+        if identity in entered:
+            inside.clear()
+            continue
+        entered.add(identity)
+        folders.append(folder)
+    return folders
 
 
 def now() -> int:

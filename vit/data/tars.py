@@ -141,7 +141,10 @@ def write_tars(samples: Iterable[tuple[bytes, str, dict[str, str]]], folder: Pat
             size = 0
             while sample is not None and size < megabytes << 20:
                 data, ending, texts = sample
-                for name, content in {ending: data, **{name: text.encode() for name, text in texts.items()}}.items():
+                for name, content in {
+                    ending: data,
+                    **{name: os.fsencode(text) for name, text in texts.items()},
+                }.items():
                     _add(archive, f"{count:09}.{name}", content)
                 size, count, sample = size + len(data), count + 1, next(waiting, None)
         number += 1

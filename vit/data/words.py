@@ -24,17 +24,14 @@ class Texts:
     def __init__(self, texts: Sequence[Sequence[int]]) -> None:
         self._ends = np.cumsum([0, *(len(text) for text in texts)])
         self._tokens = np.fromiter((token for text in texts for token in text), np.int32, self._ends[-1])
+        self.lengths = np.diff(self._ends)
+        """tokens of each text"""
 
     def __len__(self) -> int:
         return len(self._ends) - 1
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self._tokens[self._ends[index] : self._ends[index + 1]]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each text."""
-        return np.diff(self._ends)
 
 
 @dataclass(slots=True)

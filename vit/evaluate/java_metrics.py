@@ -60,6 +60,12 @@ def java_scores(
     return JavaScores(total, dict(zip(candidates, single, strict=True)))
 
 
+def check_java(metric: str) -> None:
+    """Raise ConfigError where Java or pycocoevalcap is missing, without which there is no `metric`."""
+    _java(metric)
+    _jar(metric, "meteor/meteor-1.5.jar")
+
+
 def _spice(asked: Sequence[tuple[str, Sequence[str]]], time_limit: float) -> list[float]:
     """The score of each caption against its references, by a file of questions and one of answers."""
     java, jar = _java("SPICE"), _jar("SPICE", "spice/spice-1.0.jar")

@@ -28,7 +28,8 @@ Target = str | os.PathLike[str] | IO[bytes]
 
 _NAMED = 60  # classes up to here are named along the axes, beyond they are numbered
 _COUNTED = 20  # classes up to here have their counts written into the cells
-_GALLERY = 36
+GALLERY = 100
+"""pictures in a gallery, at the most"""
 _DOTS = 150  # an inch
 _CELL, _LINE, _EDGE = 300, 21, 16  # pixels: side of a picture's place, height of a line, white around a gallery
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#D0D0D0"  # blue and orange: Okabe & Ito, safe for the colour-blind
@@ -113,12 +114,12 @@ def reliability_plot(table: ReliabilityTable, path: Target) -> None:
 
 
 def gallery(pictures: Sequence[tuple[NDArray[np.uint8], str]], path: Target) -> None:
-    """Draw up to 36 pictures (uint8 [H, W, 3], any sizes) in a grid, each under its caption, as a PNG.
+    """Draw up to 100 pictures (uint8 [H, W, 3], any sizes) in a grid, each under its caption, as a PNG.
 
-    Raises ValueError for no picture, for more than 36, and for arrays of another kind.
+    Raises ValueError for no picture, for more than 100, and for arrays of another kind.
     """
-    if not 1 <= len(pictures) <= _GALLERY:
-        raise ValueError(f"a gallery takes 1 to {_GALLERY} pictures, got {len(pictures)}")
+    if not 1 <= len(pictures) <= GALLERY:
+        raise ValueError(f"a gallery takes 1 to {GALLERY} pictures, got {len(pictures)}")
     for image, caption in pictures:
         if image.ndim != 3 or image.shape[2] != 3 or image.size == 0 or image.dtype != np.uint8:
             raise ValueError(f"expected a picture uint8 [H, W, 3], got {image.dtype} {image.shape} for {caption!r}")

@@ -75,7 +75,9 @@ def attention_maps(
         raise ConfigError(f"discard: must be from 0 to below 1, got {discard}")
     if targets is not None:
         _check_targets(model, images, targets)
-    settings: dict[str, Any] = {"layer": layer, "head": head, "query": list(query) if query != "cls" else query}
+    settings: dict[str, Any] = {"query": list(query) if query != "cls" else query}
+    settings |= {"layer": layer} if method in ("raw", "norm") else {}
+    settings |= {"head": head} if method == "raw" else {}
     training = model.training
     try:
         model.eval()

@@ -1,6 +1,6 @@
 """Maps of words: which patches a captioner looked at for each word that it wrote.
 
-Letters: N words, M tokens of the picture, P of them before the patches, V vocabulary.
+Letters: N words, G given before them, M tokens of the picture, P of those before the patches, V vocabulary.
 """
 
 from typing import Literal
@@ -23,11 +23,13 @@ def word_maps(
     images: Tensor,
     tokens: Tensor,
     *,
+    prompt: int = 0,
     method: WordMethod = "cross",
     layer: int | None = None,
     head: int | None = None,
 ) -> Tensor:
-    """A map for each word: images [1, C, H, W], tokens [1, 1 + N] from the start token on -> [N, rows, columns].
+    """A map for each word: images [1, C, H, W], tokens [1, 1 + G + N] from the start token on -> [N, rows, columns].
+    `prompt` is G: so many words were given, not written, and have no maps.
 
     `cross` is the attention to the picture at the place that wrote the word, the mean of all layers and heads or those
     asked for; it is of the encoder's tokens, each of which has seen all of the picture. `generic` weighs attention by
@@ -44,26 +46,33 @@ def word_maps(
     assert isinstance(model.encoder, VisionTransformer)
     rows, columns = model.encoder.architecture.patch_size
     grid, prefix = (images.shape[-2] // rows, images.shape[-1] // columns), model.encoder.architecture.prefix
+    places = range(prompt, tokens.shape[1] - 1)
+    if not places:
+        return images.new_zeros((0, *grid), dtype=torch.float32)
     training = model.training
     try:
         model.eval()
-        maps = _generic(model, images, tokens) if method == "generic" else _cross(model, images, tokens, layer, head)
+        if method == "generic":
+            maps = _generic(model, images, tokens, places)
+        else:
+            maps = _cross(model, images, tokens, places, layer, head)
     finally:
         model.train(training)
     return maps[:, prefix:].unflatten(1, grid).float()
 
 
 @torch.no_grad()
-def _cross(model: EncoderDecoder, images: Tensor, tokens: Tensor, layer: int | None, head: int | None) -> Tensor:
+def _cross(
+    model: EncoderDecoder, images: Tensor, tokens: Tensor, places: range, layer: int | None, head: int | None
+) -> Tensor:
     trace = Trace(keep_tokens=False)
     model(images, tokens[:, :-1], trace=trace)
     records = trace.cross_attention if layer is None else [trace.cross_attention[layer]]
-    words = range(tokens.shape[1] - 1)
-    return torch.stack([torch.cat([attention_row(r, word, head) for r in records]).mean(dim=0) for word in words])
+    return torch.stack([torch.cat([attention_row(r, place, head) for r in records]).mean(dim=0) for place in places])
 
 
 @torch.enable_grad()
-def _generic(model: EncoderDecoder, images: Tensor, tokens: Tensor) -> Tensor:
+def _generic(model: EncoderDecoder, images: Tensor, tokens: Tensor, places: range) -> Tensor:
     """One backward pass a word."""
     images = images.detach().requires_grad_()  # there is a graph even where all weights are frozen
     seen, read = Trace(keep_tokens=False), Trace(keep_tokens=False)
@@ -73,8 +82,8 @@ def _generic(model: EncoderDecoder, images: Tensor, tokens: Tensor) -> Tensor:
     records = (read.self_attention, read.cross_attention, seen.self_attention)
     outputs = [record.output for part in records for record in part]
     depth, maps = len(read.self_attention), []
-    for place, score in enumerate(scores):
-        gradients = torch.autograd.grad(score, outputs, retain_graph=True)
+    for place in places:
+        gradients = torch.autograd.grad(scores[place], outputs, retain_graph=True)
         own, cross, encoder = gradients[:depth], gradients[depth : 2 * depth], gradients[2 * depth :]
         start = torch.zeros(1, len(scores), device=images.device)
         start[0, place] = 1.0

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from vit.errors import ConfigError
 from vit.models.beam import BeamSearch, Candidate, Generated, as_generated
 from vit.models.generation_config import GenerationConfig
 from vit.models.text import LanguageModel
@@ -33,7 +34,7 @@ def generate(
 
     The prompt holds whatever stands before the first new word: a start token, or some words. A text ends with `end`;
     words of `never` are not written. Each text is what it would be alone in the batch, but for sampling: the draws
-    of a batch come from one `generator`. Raises ValueError where the model cannot read so many tokens.
+    of a batch come from one `generator`. Raises ConfigError where the model cannot read so many tokens.
     """
     reader = _Reader(model, prompt, config, end, never, context, context_mask)
     return _search(reader) if config.beams > 1 else _write(reader, generator)
@@ -140,7 +141,7 @@ class _Reader:
         if context is not None and len(context) != self.contexts:
             raise ValueError(f"each prompt needs a context, got {self.contexts} prompts and {len(context)} contexts")
         if self.prompt_length + config.max_length - 1 > length and not config.window:  # the last one is not read
-            raise ValueError(
+            raise ConfigError(
                 f"{self.prompt_length} tokens and {config.max_length} new ones are too long: this model reads at most "
                 f"{length} (generation.max_length; or generation.window, to read only the last ones)"
             )

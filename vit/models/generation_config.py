@@ -56,6 +56,7 @@ class GenerationConfig:
         self._require(known, "early_stopping", "must be true, false or never")
         if self.sample:
             self._require(self.beams == 1, "beams", "must be 1 with sample")
+            self._require(self.draws or self.n_best == 1, "n_best", "must be 1 at temperature 0, which draws nothing")
         else:
             self._require(self.n_best <= self.beams, "n_best", f"must be at most beams, {self.beams}, without sample")
             self._require(self.temperature in (0, 1), "temperature", "only acts with sample")

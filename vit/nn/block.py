@@ -119,7 +119,7 @@ class Block(nn.Module):
         """x [B, N, D] and what a branch adds to it -> [B, N, D]; with `skip` it need not see samples that drop it."""
         if self.post_norm:
             return norm(x + self._drop(scale(branch(x))))
-        if skip and self.training and round(len(x) * self.drop_path) > 0:
+        if skip and self.training and 0 < round(len(x) * self.drop_path) < len(x):
             kept = kept_samples(x, self.drop_path)
             added = scale(branch(norm(x[kept]))).to(x.dtype)
             return x.index_add(0, kept, added, alpha=len(x) / len(kept))

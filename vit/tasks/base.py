@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from vit.data.module import place_of
 from vit.data.sampling import draw_seed
 from vit.errors import VitError
 from vit.nn import Block
@@ -67,6 +68,10 @@ class Task(L.LightningModule):
         """A resumed run whose length or devices were changed follows its new schedule from the first step."""
         schedule = self.lr_schedulers()
         schedule.base_lrs = list(self.highest)
+        epoch, batch = place_of(self.trainer)
+        if not batch or self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            # other devices take other steps to an epoch
+            schedule.last_epoch = round((epoch + (batch > 0)) * self.epoch_steps)
         for group, base, factor in zip(
             self.trainer.optimizers[0].param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
         ):
@@ -105,7 +110,7 @@ class Task(L.LightningModule):
         schedule = make_schedule(
             optimizer, self.config.schedule, steps=steps, steps_per_epoch=steps / self.config.train.epochs
         )
-        self.highest = list(schedule.base_lrs)
+        self.highest, self.epoch_steps = list(schedule.base_lrs), steps / self.config.train.epochs
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, **_: Any) -> None:

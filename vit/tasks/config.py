@@ -223,9 +223,10 @@ class TextConfig:
     """caption, fuse: how many captions or questions of a picture each of its steps learns from, drawn anew; the picture
     is read once for all of them"""
     freeze_encoder: int = 0
-    """epochs in which the picture encoder stands still, its first weights being model.init's; -1: all of them"""
+    """caption: epochs in which the picture encoder stands still, its first weights being model.init's; -1: all"""
     epoch_steps: int = 0
-    """language: steps in an epoch, each of windows that begin anywhere; 0 takes as many as read the text once"""
+    """language: batches in an epoch, of all devices together, each of windows that begin anywhere; 0 takes as many as
+    read the text once"""
     reward_epochs: int = 0
     """caption: last epochs that are trained by self-critical sequences, the reward being CIDEr-D (Rennie 2017)"""
     fusion_depth: int = 2
@@ -250,6 +251,16 @@ class TextConfig:
         require(self.fusion_depth >= 1, "text.fusion_depth", self.fusion_depth, "must be at least 1")
         require(0 <= self.drop_side <= 0.5, "text.drop_side", self.drop_side, "must be from 0 to 0.5")
 
+
+_OF_CLASSES = (
+    ("data", "balanced"),
+    ("data", "repeats"),
+    ("loss", "name"),
+    ("loss", "whole"),
+    ("loss", "class_weights"),
+    ("train", "compile"),
+)
+"""settings that no task of words heeds"""
 
 Task = Literal["classify", "caption", "fuse", "language", "translate"]
 
@@ -279,12 +290,18 @@ class Config:
             require(whole, "train.strategy", "fsdp", "is not for tune.method lora, probe and knn, nor tune.freeze")
         if self.task != "classify":
             require(self.tune.method == "full", "tune.method", self.tune.method, f"must be full for task {self.task}")
-            require(not self.tune.freeze, "tune.freeze", self.tune.freeze, "is for classify; see text.freeze_encoder")
+            require(not self.tune.freeze, "tune.freeze", self.tune.freeze, "is for classify")
             require(not self.model.head_bias, "model.head_bias", self.model.head_bias, "is for classify")
             mixed = max(self.augment.mixup, self.augment.cutmix)
             require(not mixed, "augment.mixup and cutmix", mixed, f"must be 0 for task {self.task}")
             half = self.augment.half_size
             require(not half, "augment.half_size", half, f"must be 0 for task {self.task}")
+            for part, name in _OF_CLASSES:
+                value, usual = getattr(getattr(self, part), name), getattr(type(getattr(self, part))(), name)
+                require(value == usual, f"{part}.{name}", value, f"has no effect on task {self.task}")
+            require(self.data.cache != "device", "data.cache", "device", f"is not for task {self.task}")
+        still = self.text.freeze_encoder
+        require(not still or self.task == "caption", "text.freeze_encoder", still, "is for task caption")
         if self.task in ("caption", "language", "translate"):
             balanced, monitor = self.train.monitor == "accuracy", self.train.monitor
             require(balanced or monitor == "loss", "train.monitor", monitor, f"must be loss for task {self.task}")

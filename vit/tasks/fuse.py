@@ -77,6 +77,8 @@ class Fuse(Task):
     def validation_step(self, batch: WordBatch, batch_index: int) -> None:
         if len(batch):
             self.rows.add(self.scores(self.evaluated, batch), _labels(batch), batch.places, batch.failures)
+        else:
+            self.rows.failures += batch.failures
 
     def on_validation_epoch_end(self) -> None:
         self.gathered = self.rows.gather(len(self.classes))

@@ -122,6 +122,8 @@ class Keeper(L.Callback):
             return Interrupted(number, f"stopped before training began; {remedy}")
         epoch, batch = self.place
         place = f"in epoch {epoch + 1} after batch {batch}" if batch else f"in epoch {epoch + 1} before its first batch"
+        if epoch == self.config.train.epochs:
+            place = "after the last epoch"
         return Interrupted(number, f"stopped {place}; {self._remedy()}")
 
     def _remedy(self) -> str:

@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -21,7 +21,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -99,7 +99,8 @@ def set_up(listing: Listing, config: Config) -> Setup:
     ):
         halved = " x ".join(str(side / 2) for side in architecture.image_size)
         raise ConfigError(f"augment.half_size: patches do not divide pictures of {halved} pixels")
-    config, reason = settle_cache(config, paths, preprocessing, decode=config.tune.method == "full" and not shards)
+    decode = config.tune.method in ("full", "lora") and not shards
+    config, reason = settle_cache(config, paths, preprocessing, decode=decode)
     return Setup(config, listing, architecture, preprocessing, start, "shards are streamed" if shards else reason)
 
 
@@ -213,7 +214,7 @@ def make_trainer(config: Config, run: Path) -> L.Trainer:
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
     }
-    return _trainer(
+    trainer = _trainer(
         max_epochs=train.epochs,
         accumulate_grad_batches=train.accumulate,
         check_val_every_n_epoch=train.validate_every,
@@ -224,6 +225,10 @@ def make_trainer(config: Config, run: Path) -> L.Trainer:
         default_root_dir=run,
         **shared,
     )
+    if isinstance(trainer.strategy, DDPStrategy) and config.task != "classify":
+        # a step may do without one side, or an encoder may stand still; by itself DDP waits for their gradients
+        trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
+    return trainer
 
 
 class SharedOut(ModelParallelStrategy):
@@ -263,11 +268,18 @@ def fit(setup: Setup, run: Path, trainer: L.Trainer, task: Classify, *, resume: 
     config = setup.config
     data = ImageFolderData(setup.listing, config.data, config.augment, setup.preprocessing, config.train.seed)
     train_on(task, data, trainer, run, resume=resume)
-    unreadable = dict(pair for part in from_all_processes(list(task.unreadable.items())) for pair in part)
+    paths = {split: [sample.path for sample in samples] for split, samples in setup.listing.splits.items()}
+    gather_unreadable(task, paths, trainer, run)
     if trainer.is_global_zero:
-        if unreadable:
-            _write_unreadable(run / "unreadable.csv", setup.listing, unreadable)
         export(run)
+
+
+def gather_unreadable(task: Any, paths: Mapping[str, Sequence[str]], trainer: L.Trainer, run: Path) -> None:
+    """Let the task know which pictures any process could not read, of `paths` by split, and write unreadable.csv."""
+    parts = from_all_processes(list(task.unreadable.items()))
+    task.unreadable = dict(sorted({pair for part in parts for pair in part}))
+    if task.unreadable and trainer.is_global_zero:
+        _write_unreadable(run / "unreadable.csv", paths, task.unreadable)
 
 
 def train_on(task: Task, data: EpochData, trainer: L.Trainer, run: Path, *, resume: Path | None = None) -> None:
@@ -302,13 +314,13 @@ def train_on(task: Task, data: EpochData, trainer: L.Trainer, run: Path, *, resu
         raise OutOfMemory(message, again=begins and trainer.world_size == 1) from error
 
 
-def _write_unreadable(path: Path, listing: Listing, reasons: dict[tuple[str, int], str]) -> None:
+def _write_unreadable(path: Path, paths: Mapping[str, Sequence[str]], reasons: dict[tuple[str, int], str]) -> None:
     """split,path,reason of every picture that was left out because it could not be decoded."""
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         table = csv.writer(file)
         table.writerow(["split", "path", "reason"])
-        for (split, index), reason in sorted(reasons.items()):
-            table.writerow([split, listing.splits[split][index].path, reason])
+        for (split, index), reason in reasons.items():
+            table.writerow([split, paths[split][index], reason])
 
 
 def export(run: Path) -> ModelFile:

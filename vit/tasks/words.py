@@ -105,6 +105,7 @@ def read_words(data: str, config: Config) -> Words:
         questions = list_questions(data, **shares, seed=seed)
         asked = {split: _by_picture(entries) for split, entries in questions.splits.items()}
         alone = sum(entry.path is None for entries in questions.splits.values() for entry in entries)
+        unknown = sum(questions.unknown.values())
         found = Words(
             {split: [tuple(entry.text for entry in group) for group in asked[split].values()] for split in asked},
             images={split: list(groups) for split, groups in asked.items()},
@@ -112,13 +113,15 @@ def read_words(data: str, config: Config) -> Words:
                 split: [tuple(entry.label for entry in group) for group in asked[split].values()] for split in asked
             },
             notes=[f"{count} {what}" for what, count in questions.counts.items() if count]
-            + ([f"{alone} texts without a picture"] if alone else []),
+            + ([f"{alone} texts without a picture"] if alone else [])
+            + ([f"{unknown} texts whose answer training lacks"] if unknown else []),
         )
     elif config.task == "translate":
         pairs = list_pairs(data, **shares, seed=seed)
         found = Words(
             {split: [(target,) for _, target in entries] for split, entries in pairs.splits.items()},
             sources={split: [source for source, _ in entries] for split, entries in pairs.splits.items()},
+            notes=[f"{count} {what}" for what, count in pairs.counts.items() if count],
         )
     else:
         corpus = read_corpus(data, val_fraction=config.data.val_fraction)
@@ -160,6 +163,8 @@ def set_up_words(words: Words, config: Config, *, tokenizer: Tokenizer | None = 
 def _language(words: Words, config: Config, tokenizer: Tokenizer, start: ModelFile | None) -> WordRun:
     tokens = {split: np.asarray(tokenizer.encode(text), np.int32) for split, ((text,),) in words.texts.items()}
     length = config.text.length or (256 if start is None else start.architecture["length"])
+    if start is not None and length > (most := start.architecture["length"]):
+        raise ConfigError(f"text.length: {config.text.init} reads at most {most} tokens, got {length}")
     for split, ids in tokens.items():
         if len(ids) <= length:
             raise DataError(f"{split}: {len(ids)} tokens are too few for windows of {length}; lower text.length")
@@ -363,6 +368,9 @@ def _text_architecture(
         if architecture.vocabulary != len(tokenizer):
             there, here = architecture.vocabulary, len(tokenizer)
             raise ConfigError(f"text.tokenizer: has {here} tokens, the weights of text.init know {there}")
+        for name in ("dim", "depth", "heads", "hidden"):
+            if (value := getattr(config.text, name)) is not None:
+                raise ConfigError(f"text.{name}: the weights of text.init settle it, got {value}")
         return architecture
     t = config.text
     return TextArchitecture(
