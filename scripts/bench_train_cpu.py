@@ -78,6 +78,7 @@ def our_epochs(folder: Path, name: str, side: int, batch: int, workers: int, bf1
                 f"--data.batch_size={batch}",
                 f"--data.workers={workers}",
                 "--data.val_fraction=0.01",
+                "--data.cache=none",
                 "--train.epochs=2",
                 "--train.validate_every=2",
                 "--train.accelerator=cpu",

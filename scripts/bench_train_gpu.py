@@ -27,6 +27,7 @@ from typing import Any
 import lightning as L
 import timm
 import torch
+from lightning.pytorch.callbacks import LearningRateMonitor
 from timm.loss import LabelSmoothingCrossEntropy
 from timm.optim import create_optimizer_v2
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -47,6 +48,7 @@ from vit.data.config import DataConfig, Preprocessing
 from vit.data.dataset import Batch
 from vit.models.architecture import ModelConfig, parse_name
 from vit.models.vision import VisionTransformer
+from vit.tasks.callbacks import Finite, Speed
 from vit.tasks.classify import Classify
 from vit.tasks.config import Config, OptimConfig, TrainConfig
 from vit.tasks.run import flops_per_image, make_trainer
@@ -202,7 +204,9 @@ def compare(name: str, side: int, batch: int, rounds: int, drop_path: float) -> 
     with tempfile.TemporaryDirectory() as out, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer = make_trainer(config, Path(out))
-        trainer.callbacks = [turns]
+        # what `vit train` does at every step; not what it does once an epoch
+        each_step = (Finite, Speed, LearningRateMonitor)
+        trainer.callbacks = [turns, *(callback for callback in trainer.callbacks if isinstance(callback, each_step))]
         trainer.limit_val_batches = 0
         trainer.fit(task, train_dataloaders=pool)
     waits = [warning for warning in caught if "synchroniz" in str(warning.message)]
@@ -231,7 +235,6 @@ def cifar(folder: Path, name: str, batch: int, workers: int) -> dict[str, float]
             "data.batch_size": batch,
             "data.cache": "device",
             "data.val_fraction": 0.01,
-            "augment.crop": "pad",
             "train.epochs": 4,
             "train.validate_every": 4,
             "train.compile": "true",

@@ -2,11 +2,12 @@
 
     python scripts/race_cifar_cpu.py CIFAR10 --minutes 20 --epochs 10 --seeds 0 1 [--json FILE]
 
-CIFAR10 is a folder of train/CLASS/*.jpg and test/CLASS/*.jpg. Both train the same shape (`micro/4`, mean pooling) at
-the same time, each on a core of its own with one thread, and change cores from seed to seed; each is scored on the test
-pictures by its averaged weights as they are after each quarter of the time (ours as its last checkpoint has them, one
-an epoch). Ours takes configs/classify/cifar10_small.yaml with Muon, small pictures first and pictures kept in memory,
-for `--epochs`: choose them so that they fill the time, which is measured. timm's loop takes what its script
+CIFAR10 is a folder of train/CLASS/*.jpg and test/CLASS/*.jpg. Both train the same shape (`micro/4`, mean pooling; ours
+has a class token beside, which timm's does without) at the same time, each on a core of its own with one thread, and
+change cores from seed to seed; each is scored on the test pictures by its averaged weights as they are after each
+quarter of the time (ours as its last checkpoint has them, one an epoch). Ours takes configs/classify/cifar10_small.yaml
+with Muon, small pictures first and pictures kept in memory, for `--epochs`: choose them so that they fill the time.
+timm's loop takes what its script
 offers for this: AdamW, cosine by the time that has gone, random-resized crops of 60 % and more, flips, label smoothing,
 averaged weights, its loader with one process on the same core.
 """
@@ -70,21 +71,31 @@ def race(options: argparse.Namespace, seed: int, *, swapped: bool) -> dict[str, 
         theirs = [sys.executable, __file__, str(options.folder), "--minutes", str(options.minutes)]
         theirs += ["--timm", str(seed), f"{out}/timm.json"]
         started = time.perf_counter()
-        running = [pinned(command, ours_core, f"{out}/vit.log"), pinned(theirs, timm_core, f"{out}/timm.log")]
+        running = {f"{out}/vit.log": pinned(command, ours_core, f"{out}/vit.log")}
+        running[f"{out}/timm.log"] = pinned(theirs, timm_core, f"{out}/timm.log")
         kept = [Path(out, f"{share}.ckpt") for share in SCORED]
-        for share, copy in zip(SCORED, kept, strict=True):
-            time.sleep(max(0.0, share * 60 * options.minutes - (time.perf_counter() - started)))
-            shutil.copyfile(f"{out}/vit/checkpoints/last.ckpt", copy)
-        seconds = None
-        for process in running:
-            code = process.wait()
-            seconds = seconds or time.perf_counter() - started
-            if code:
-                sys.exit(f"{process.args}: exit code {code}")
+        try:
+            for share, copy in zip(SCORED, kept, strict=True):
+                while time.perf_counter() - started < share * 60 * options.minutes:
+                    check(running)
+                    time.sleep(1)
+                shutil.copyfile(f"{out}/vit/checkpoints/last.ckpt", copy)
+            for process in running.values():
+                process.wait()
+            check(running)
+        finally:
+            for process in running.values():
+                process.kill()
         scores = [score(model, options.folder, out) for model in kept]
         found = json.loads(Path(out, "timm.json").read_text())
-    minutes = [share * options.minutes for share in SCORED]
-    return {"seed": seed, "minutes": minutes, "vit": scores, "vit_seconds": seconds, **found}
+    return {"seed": seed, "minutes": [share * options.minutes for share in SCORED], "vit": scores, **found}
+
+
+def check(running: "dict[str, subprocess.Popen[bytes]]") -> None:
+    """End the race where one side has failed, with what its log says."""
+    for log, process in running.items():
+        if process.poll():
+            sys.exit(f"{process.args}: exit code {process.returncode}\n{Path(log).read_text()[-2000:]}")
 
 
 def pinned(command: list[str], core: int, log: str) -> "subprocess.Popen[bytes]":

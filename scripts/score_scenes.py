@@ -1,6 +1,6 @@
 """How right a captioner is about generated scenes, measured exactly: by the truth that `vit data make scenes` writes.
 
-    python scripts/score_scenes.py RUN SCENES [--split test] [--limit 300] [--beams 4] [--no-repeat-ngram 4]
+    python scripts/score_scenes.py RUN SCENES [--split test] [--limit 300] [--beams N] [--no-repeat-ngram N]
 
 A caption is right where it names every object and claims nothing that is not so. Of the colour and shape words of right
 captions, the share is told whose map has its highest patch on the object that the word names: it touches its box.

@@ -1,6 +1,6 @@
 """What transfer is worth: weights pretrained on five classes of CIFAR-10, fine-tuned on few pictures of the other five.
 
-    python scripts/transfer_cifar.py CIFAR10 [--per-class 20] [--seeds 3] [--pretrained RUN] [--epochs 20]
+    python scripts/transfer_cifar.py CIFAR10 [--per-class 20] [--seeds 3] [--pretrained RUN] [--epochs 12]
 
 CIFAR10 is the folder with `train/CLASS` and `test/CLASS`. The first five classes by name pretrain a model
 (configs/classify/cifar10_small.yaml); of the other five, 20 pictures a class train and 20 choose the epoch, drawn anew

@@ -177,10 +177,10 @@ def test_a_run_goes_on_by_the_command_that_began_it(
     tuned: Path, weights: str, colour_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """What the run settled by itself, or by its first weights, is no change; nor is another way to its folder."""
-    words = [f"--model.init={weights}", *QUICK, "--data.cache=auto", "--data.mean=[0.1,0.2,0.3]"]
+    words = [f"--model.init={weights}", *QUICK, "--data.cache=auto", "--data.mean=[0.485,0.456,0.406]"]
     config, changes = _resumed_config(str(tuned), [], words)
     assert changes == []
-    assert config.data.mean != (0.1, 0.2, 0.3)
+    assert config.data.mean == (0.5, 0.5, 0.5)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     other = Path(os.path.relpath(colour_folder, tmp_path / "here"))

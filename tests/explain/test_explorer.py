@@ -22,6 +22,7 @@ from vit.explain.explorer import (
     Patches,
     View,
     Words,
+    among_read,
     attention,
     caption_view,
     encoded,
@@ -189,6 +190,20 @@ def test_a_picture_view_holds_what_the_methods_say() -> None:
     np.testing.assert_allclose(view.answers[0].values, of_class, atol=1e-6)
 
 
+def test_words_of_a_caption_attend_to_what_had_been_read_when_they_were_written() -> None:
+    caption = decoder(5, torch.randn(1, 26, 32))
+    view = caption_view("caption", Patches(pixels(), (4, 6), ("class", "extra")), SENTENCE[:5], caption)
+    words = view.tokens["text"]
+    assert isinstance(words, Words)
+    assert words.words == ("start", *SENTENCE[:5])  # the first word has read the start token alone
+    _, own = view.attentions
+    assert own.sizes[1:3] == (5, 6)
+    for record in caption.self_attention:
+        rows = among_read(record).rows()
+        torch.testing.assert_close(rows[..., :-1], record.rows())
+        assert not rows[..., -1].any()
+
+
 # ---- in a browser --------------------------------------------------------------------------------------------------
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -212,7 +227,7 @@ class Pages:
         ]
         assert max(views[0].attentions[0].layers[0].bits) > 8
         self.views = views
-        caption_records = [caption.cross_attention, caption.self_attention]
+        caption_records = [caption.cross_attention, [among_read(record) for record in caption.self_attention]]
         self.records = [[own.self_attention], [pool.self_attention, pool.pool], [text.self_attention], caption_records]
         self.file = folder / "explorer.html"
         self.file.write_text(page(views, "explorer"), encoding="utf-8")

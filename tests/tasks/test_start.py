@@ -108,6 +108,15 @@ def test_a_run_that_starts_from_another_keeps_its_colours_and_a_head_that_fits(c
     assert (setup.config.data.mean, setup.config.data.std) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     assert setup.architecture.image_size == setup.config.model.image_size == (16, 16)
     assert same(make_task(setup).network.state_dict(), read_model(tmp_path / "first").raw)
+    other = {"crop_fraction": 0.8, "interpolation": "bilinear"}
+    setup = set_up(listing, tiny(model={"init": str(tmp_path / "first"), "image_size": None}, data=other))
+    preprocessing, data = setup.preprocessing, setup.config.data
+    assert (preprocessing.crop_fraction, preprocessing.interpolation, preprocessing.mean) == (
+        0.8,
+        "bilinear",
+        data.mean,
+    )
+    assert (data.crop_fraction, data.interpolation, data.mean) == (0.8, "bilinear", (0.5, 0.4, 0.3))
 
 
 def test_a_picture_size_that_the_first_weights_cannot_take_is_refused(folder: Path, colours: Path) -> None:

@@ -51,6 +51,12 @@ def generation_of(options: argparse.Namespace, **ordinary: Any) -> GenerationCon
     return GenerationConfig(**(ordinary | asked))
 
 
+def data_name(data: str) -> str:
+    """What folders made for DATA are called: a file without its ending, a folder as it is, be it cifar10.1."""
+    path = Path(data).resolve()
+    return path.name if path.is_dir() else path.stem
+
+
 def make_folder(folder: Path, flag: str) -> None:
     """Make the folder that `flag` names, where it is not there. Raises ConfigError where it cannot be."""
     try:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit.cli.arguments import MODEL_HELP, Parser, announce, make_folder
+from vit.cli.arguments import MODEL_HELP, Parser, announce, data_name, make_folder
 from vit.data.config import DataConfig, Preprocessing
 from vit.errors import ConfigError, DataError, display_path
 from vit.files import whole_file, write_text
@@ -23,6 +23,16 @@ if TYPE_CHECKING:
     from vit.tasks.rows import Gathered
 
 log = logging.getLogger("vit")
+
+_OF_CLASSIFIERS = ("precision", "workers", "devices")
+_IDLE = {
+    "classifier": ("beams", "no_repeat_ngram", "java"),
+    "captioner": _OF_CLASSIFIERS,
+    "translator": (*_OF_CLASSIFIERS, "no_repeat_ngram", "java"),
+    "fused": (*_OF_CLASSIFIERS, "beams", "no_repeat_ngram", "java"),
+    "language": (*_OF_CLASSIFIERS, "beams", "no_repeat_ngram", "java"),
+}
+"""options that have no effect on a kind of model"""
 
 
 def main(argv: list[str]) -> int:
@@ -56,13 +66,11 @@ def main(argv: list[str]) -> int:
 
     file = load_model(options.model)
     pictures = file.kind in ("classifier", "text-encoder")
-    for name in ("beams", "no_repeat_ngram", "java") if pictures else ("precision", "workers", "devices"):
+    for name in _IDLE[file.kind if file.kind in _IDLE else "classifier"]:
         if getattr(options, name) != parser.get_default(name):
             raise ConfigError(f"--{name.replace('_', '-')}: has no effect on a {file.kind}")
     run = _run_of(Path(options.model))
-    data = Path(options.data).resolve()
-    name = data.name if data.is_dir() else data.stem  # a folder may be called cifar10.1
-    folder = Path(options.out) if options.out else (run or Path()) / "evaluation" / name
+    folder = Path(options.out) if options.out else (run or Path()) / "evaluation" / data_name(options.data)
     if pictures:
         return _evaluate_pictures(file, run, folder, options, config, ["evaluate", *argv])
     from vit.cli.evaluate_words import evaluate_words

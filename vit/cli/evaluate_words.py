@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit.cli.arguments import make_folder
-from vit.errors import ConfigError, DataError, UnreadableImage, VitError, display_path
+from vit.errors import DataError, UnreadableImage, VitError, display_path
 from vit.files import write_text
 from vit.models.generation_config import GenerationConfig
 
@@ -40,8 +40,6 @@ def evaluate_words(
     from vit.writers import Captioner, FusedModel, Writer, words_of
 
     reader = words_of(model, source, weights=weights, device=device)
-    if java and not isinstance(reader, Captioner):
-        raise ConfigError(f"--java: has no effect on a {model.kind}")
     if java:
         check_java("METEOR")
     make_folder(folder, "--out")  # now, not after an hour

@@ -9,14 +9,15 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from vit.cli.arguments import data_name
 from vit.cli.config import compose, config_parser, leaf_keys, to_yaml
-from vit.data.config import Preprocessing
+from vit.data.config import PREPARED, DataConfig
 from vit.errors import ConfigError, DataError, Interrupted, OutOfMemory, display_path
 from vit.files import read_json, write_text
 from vit.signals import end_workers, signals
@@ -228,8 +229,9 @@ def _resumed_config(out: str | None, files: list[str], words: list[str]) -> tupl
     rates = {name: _settled(None, getattr(after.optim, name), getattr(before.optim, name)) for name in _RATES}
     kept = replace(after.data, cache=_settled("auto", after.data.cache, before.data.cache))
     if before.model.init is not None:  # the first weights have settled how pictures are prepared
-        names = [field.name for field in fields(Preprocessing) if field.name != "size"]
-        kept = replace(kept, **{name: getattr(before.data, name) for name in names})
+        for name in PREPARED:
+            settled = _settled(getattr(DataConfig(), name), getattr(kept, name), getattr(before.data, name))
+            kept = replace(kept, **{name: settled})
     after = replace(
         after,
         data=kept,
@@ -319,7 +321,7 @@ def run_folder(data: str | None, out: str | None, config: Config) -> Path:
         return Path(chosen)
     from datetime import datetime
 
-    name = Path(data or "run").resolve().stem
+    name = data_name(data or "run")
     run = Path("runs") / f"{name}-{datetime.now():%Y-%m-%d-%H%M%S}"
     os.environ[_CHOSEN] = str(run)  # for the processes that Lightning starts for further devices
     return run

@@ -53,6 +53,10 @@ class Preprocessing:
         require_colours("", self.mean, self.std)
 
 
+PREPARED = ("resize", "crop_fraction", "interpolation", "mean", "std")
+"""the settings of `data` that a model file holds as its `Preprocessing`"""
+
+
 @dataclass
 class DataConfig:
     """Which pictures, and how they become batches."""

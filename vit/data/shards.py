@@ -39,7 +39,7 @@ def _engine() -> Any:
     try:
         import litdata
     except ImportError as error:
-        raise VitError("shards need LitData: pip install 'vit-pipeline[stream]'") from error
+        raise VitError("shards need LitData: pip install '.[stream]'") from error
     return litdata
 
 

@@ -12,7 +12,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -185,16 +185,33 @@ def caption_view(
 ) -> View:
     """A caption: what each word took from the picture and from the words before it, by the decoder's trace.
 
-    `encoder` are the self-attention records of the picture's encoder, for a look at them too.
+    The decoder has read a start token and all words but the last, at whose places the words were written. `encoder` are
+    the self-attention records of the picture's encoder, for a look at them too.
     """
-    places = torch.arange(len(words))[:, None]
+    before = attention("words", [among_read(record) for record in trace.self_attention], "text", budget=budget // 4)
+    places = torch.arange(len(words), device=trace.self_attention[0].q.device)[:, None]
+    chosen = [_first(trace.self_attention[layer.number]) for layer in before.layers]
+    far = [_list(distances(record, places, prefix=0)) for record in chosen]
     attentions = [
         attention("cross-attention", trace.cross_attention, "text", "picture", budget=budget // 2),
-        attention("words", trace.self_attention, "text", places=places, unit="words", budget=budget // 4),
+        replace(before, distances=far, unit="words"),
     ]
     if encoder:
         attentions.append(attention("picture", encoder, "picture", budget=budget // 4))
-    return View(name, {"picture": picture, "text": Words(tuple(words))}, tuple(attentions))
+    return View(name, {"picture": picture, "text": Words(("start", *words))}, tuple(attentions))
+
+
+def among_read(record: Record) -> Record:
+    """Causal self-attention of N places, which each wrote a word, as those words' attention to what had been read.
+
+    The keys become 1 + N, the start token and all words; the last, which nothing has read, is seen by none.
+    """
+    n = record.k.shape[2]
+    seen = torch.arange(n + 1, device=record.k.device) <= torch.arange(n, device=record.k.device)[:, None]
+    if record.mask is not None:
+        seen = seen & torch.nn.functional.pad(record.mask, (0, 1))
+    k, v = (torch.cat([part, part[:, :, -1:]], dim=2) for part in (record.k, record.v))
+    return Record(record.q, k, v, record.output, seen.expand(1, 1, *seen.shape[-2:]), False)
 
 
 def attention(

@@ -186,11 +186,13 @@ def prepared(
 def preprocessing_of(described: Mapping[str, Any], usual: Preprocessing, patch_size: tuple[int, int]) -> Preprocessing:
     """A `preprocessor_config.json` in our terms; `usual` is taken for what it leaves open.
 
-    Where the patch does not divide the picture, the margins are cut that no patch sees. Raises ConfigError for what
+    Where the patch does not divide the picture, its margins are cut: those of transformers' patches lie to the right
+    and below alone, so that ours see the picture half of them further in. Raises ConfigError for what
     our transform would do otherwise.
     """
     if not described:
         return usual
+    require(described.get("do_resize", True), "pictures of any size (do_resize)")
     resample, scale = described.get("resample"), described.get("rescale_factor", 1 / 255)
     require(resample in (None, 2, 3), f"interpolation {resample} (resample); 2 and 3 are")
     scaled = described.get("do_rescale", True) and abs(scale * 255 - 1) < 1e-6

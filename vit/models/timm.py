@@ -82,6 +82,8 @@ def architecture_of(module: nn.Module) -> VisionArchitecture:
     plain = type(block.mlp).__name__ == "Mlp"
     with_bias = any(name.endswith("bias") for name in block.attn.state_dict() if not name.startswith(("proj", "norm")))
     pool = m.attn_pool
+    whole = m.global_pool == "avg" and getattr(m, "pool_include_prefix", False) and m.num_prefix_tokens > 0
+    _require(not whole, "the mean of all tokens (pool_include_prefix)")
     return VisionArchitecture(
         image_size=tuple(m.patch_embed.img_size),
         patch_size=tuple(m.patch_embed.patch_size),

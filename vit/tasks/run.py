@@ -27,7 +27,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit.data.caching import choose_cache
-from vit.data.config import Preprocessing
+from vit.data.config import PREPARED, DataConfig, Preprocessing
 from vit.data.dataset import ImageDataset
 from vit.data.decode import picture_size
 from vit.data.folders import SHARDS, Listing, Sample, write_split
@@ -131,9 +131,11 @@ def settle_encoder(
         return replace(config, model=model), architecture, preprocessing, None
     start = image_encoder(load_model(config.model.init), config.model.init)
     architecture = _architecture_like(start, config.model, classes)
-    # what the first weights know is pictures prepared in their way
+    # what the first weights know is pictures prepared in their way, unless another is asked for
     preprocessing = replace(Preprocessing.from_json(start.preprocessing), size=architecture.image_size)
-    kept = {name: value for name, value in vars(preprocessing).items() if name != "size"}
+    asked, usual = ({name: getattr(data, name) for name in PREPARED} for data in (config.data, DataConfig()))
+    preprocessing = replace(preprocessing, **{name: asked[name] for name in PREPARED if asked[name] != usual[name]})
+    kept = {name: getattr(preprocessing, name) for name in PREPARED}
     model, data = replace(config.model, image_size=architecture.image_size), replace(config.data, **kept)
     return replace(config, model=model, data=data), architecture, preprocessing, start
 

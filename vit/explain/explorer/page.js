@@ -207,7 +207,8 @@ function renderPicker() {
   const asks = token() - tokens.prefix.length;
   if (sourceName() === name && asks >= 0) drawPatch(context, box, tokens.grid, asks, scale);
   canvas.setAttribute("aria-label",
-    `${view.name}: ${tokens.grid[0]} rows and ${tokens.grid[1]} columns of patches; arrow keys choose one`);
+    `${view.name}: ${tokens.grid[0]} rows and ${tokens.grid[1]} columns of patches` +
+    (sourceName() === name ? "; arrow keys choose one" : ""));
 }
 
 function renderChips(map) {
@@ -449,6 +450,7 @@ function buildView() {
   if (text) {
     $("words").replaceChildren(...view.tokens[text].words.map((word, index) => button(word, () => choose(text, index))));
     $("scrubber").max = view.tokens[text].words.length - 1;
+    $("scrubber").min = firstWord();
   }
   $("answers-panel").hidden = !view.answers.length;
   $("answers").replaceChildren(...view.answers.map((answer, i) => {
@@ -557,6 +559,12 @@ function switchTo(index, token = null, direction = "to") {
 }
 
 // What asks at first: a class token; without one, the patch in the middle; of words, the last.
+// The first word that asks: before it stands what the model only reads.
+function firstWord() {
+  const name = textName();
+  return countOf(view.tokens[name]) - Math.max(...view.attentions.filter((a) => a.queries === name).map((a) => a.n));
+}
+
 function firstToken(set) {
   const tokens = view.tokens[set];
   if (tokens.kind === "words") return tokens.words.length - 1;
@@ -589,7 +597,10 @@ function turn(direction) {
   switchTo(state.attention, isSelf ? state.token : firstToken(set), direction);
 }
 
+let shows = 0; // how many views were asked for: the last one is shown, whichever is decoded first
+
 async function show(index, wanted = null) {
+  const asked = ++shows;
   if (index !== 0 && document.readyState === "loading") {
     await new Promise((done) => document.addEventListener("DOMContentLoaded", done, { once: true }));
   }
@@ -603,6 +614,7 @@ async function show(index, wanted = null) {
     decoded.set(index, { numbers: own, image: loaded, grey: loaded && greyOf(loaded) });
     if (decoded.size > KEPT_VIEWS) decoded.delete(decoded.keys().next().value);
   }
+  if (asked !== shows) return;
   const before = view;
   const keep = before && before.attentions.map((a) => a.name).join() === content.views[index].attentions.map((a) => a.name).join();
   view = content.views[index];
@@ -833,10 +845,13 @@ function play() {
   if (playing) return stop();
   const name = textName(), last = view.tokens[name].words.length - 1;
   const at = sourceName() === name ? state.token : last;
-  choose(name, at >= last ? 0 : at);
+  choose(name, at >= last ? firstWord() : at);
   $("play").textContent = "Pause";
   $("play").setAttribute("aria-pressed", "true");
-  playing = setInterval(() => state.token >= last ? stop() : choose(name, state.token + 1), 700);
+  playing = setInterval(() => {
+    if (sourceName() !== name || state.token >= last) stop();
+    else choose(name, state.token + 1);
+  }, 700);
 }
 
 $("picker").addEventListener("pointermove", look);
