@@ -142,7 +142,7 @@ def test_models_that_do_not_belong_together_make_no_soup(
     refused: Callable[..., str], trained_run: Path, tuned: Path, tmp_path: Path
 ) -> None:
     words = refused("soup", trained_run, tuned, "--out", tmp_path / "soup.safetensors", code=2)
-    assert "other classes than" in words
+    assert "other preprocessing than" in words
     assert "at least two models" in refused("soup", trained_run, "--out", tmp_path / "x.safetensors", code=2)
 
 

@@ -388,7 +388,7 @@ def test_an_encoder_of_a_classifier_starts_a_captioner(
         (["--task=fuse", "--text.freeze_encoder=1"], "text.freeze_encoder: is for task caption, got 1"),
         (["--task=caption", "--data.balanced=true"], "data.balanced: has no effect on task caption, got True"),
         (["--task=caption", "--loss.class_weights=balanced"], "loss.class_weights: has no effect on task caption"),
-        (["--task=caption", "--data.cache=device"], "data.cache: is not for task caption, got device"),
+        (["--task=caption", "--data.cache=device"], "data.cache: is not for task caption, got 'device'"),
     ],
 )
 def test_settings_that_do_not_suit_a_task_are_refused(

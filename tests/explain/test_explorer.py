@@ -421,7 +421,7 @@ def test_words_ask_words_and_pictures_and_patches_ask_words(tab: Any) -> None:
     assert state(tab)["token"] != 3
     tab.evaluate("show(3)")
     tab.wait_for_selector("body[data-ready='3']")
-    tab.locator("#words button").nth(2).click()
+    tab.locator("#words button").nth(3).click()  # before the words stands what was read first
     assert tab.locator("#heading").inner_text() == "“cat” attends to …"
     tab.locator("#scrubber").fill("1")
     assert state(tab)["token"] == 1
@@ -430,7 +430,11 @@ def test_words_ask_words_and_pictures_and_patches_ask_words(tab: Any) -> None:
     tab.locator("#picker").click(position={"x": 5, "y": 5})
     assert (state(tab)["attention"], state(tab)["direction"], state(tab)["token"]) == (0, "by", 2)
     tab.locator("#play").click()
-    until(tab, "explorer.state.token === 1 && explorer.state.direction === 'to'")
+    until(tab, "explorer.state.token === 2 && explorer.state.direction === 'to'")
+    tab.locator("#picker").click(position={"x": 5, "y": 5})  # what is asked by hand ends the play
+    until(tab, "document.getElementById('play').textContent === 'Play'")
+    assert state(tab)["direction"] == "by"
+    tab.locator("#play").click()
     tab.locator("#play").click()
 
 
