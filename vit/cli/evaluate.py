@@ -5,7 +5,9 @@ import contextlib
 import csv
 import json
 import logging
+import os
 import re
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +64,9 @@ def main(argv: list[str]) -> int:
         parser.error("--beams must be at least 1, --no-repeat-ngram at least 0")
     if options.devices != "auto" and not re.fullmatch(r"[1-9]\d*", options.devices):
         parser.error("--devices must be auto or a number")
+    if "torch" not in sys.modules:  # which heeds it when it is loaded
+        # threads that wait for each other leave their cores to the processes that read pictures
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from vit.models.sources import load_model
 
     file = load_model(options.model)
