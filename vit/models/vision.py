@@ -6,6 +6,7 @@ Letters: B batch, C channels, H W height and width in pixels, N patches, P prefi
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +117,11 @@ class VisionTransformer(Transformer):
         tokens = tokens if a.pool_prefix else tokens[:, a.prefix :]
         return self.attn_pool(tokens, trace=None if trace is None else trace.pool)
 
+    def compile(self, **options: Any) -> None:
+        """As torch's `nn.Module.compile`; the tables of a grid become constants of its graph, made once there too."""
+        torch.compiler.assume_constant_result(VisionTransformer._table)  # here, as it takes a second to import
+        super().compile(**options)
+
     def reset_head(self, classes: int) -> None:
         """Replace the head by a fresh one with `classes` outputs (0: none), its weights zero."""
         self.architecture = replace(self.architecture, classes=classes)
@@ -153,6 +159,7 @@ class VisionTransformer(Transformer):
         return [getattr(self, name) for name, wanted in there.items() if wanted]
 
     def _add_positions(self, a: VisionArchitecture) -> None:
+        self._tables: dict[tuple[str, tuple[int, int], torch.device, torch.dtype], Tensor] = {}
         if a.positions == "learned":
             self.pos_embed = nn.Parameter(torch.zeros(1, a.positioned + a.grid[0] * a.grid[1], a.dim))
         elif a.positions == "sincos":  # fixed, so a buffer that is not saved
@@ -167,7 +174,7 @@ class VisionTransformer(Transformer):
         if a.positions == "learned":
             return x + resample_positions(self.pos_embed, a.grid, grid, prefix=a.positioned)
         if a.positions == "sincos":
-            fixed = self.sincos if grid == a.grid else sincos_2d(*grid, a.dim)[None].to(self.sincos)
+            fixed = self.sincos if grid == a.grid else self._table("sincos", grid, self.sincos.dtype)
             fixed = fixed.to(self.patch_embed.proj.weight.dtype)  # weights from a file in bf16 leave the table in fp32
             patches = x.shape[1] - fixed.shape[1]
             return torch.cat([x[:, :patches], x[:, patches:] + fixed], dim=1)  # fp32 under autocast, like learned
@@ -179,10 +186,26 @@ class VisionTransformer(Transformer):
         if a.rope is None:
             return None
         if a.rope.kind == "mixed":
-            angles = self.rope(grid_coordinates(*grid, order=a.rope.order))
+            angles = self.rope(self._table("coordinates", grid, torch.float32))
             return rotation(angles, a.prefix).unbind(1)
-        one = self.rotation if grid == a.grid else _rotation(a, grid).to(self.rotation)
+        one = self.rotation if grid == a.grid else self._table("rotation", grid, self.rotation.dtype)
         return [one] * a.depth
+
+    def _table(self, kind: str, grid: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """Fixed numbers of any grid, made once: a GPU that is to copy them at every step would be waited for."""
+        a = self.architecture
+        key = (kind, grid, self.patch_embed.proj.weight.device, dtype)
+        if key not in self._tables:
+            with torch.inference_mode(False):  # training must be able to use what validation made
+                if kind == "sincos":
+                    made = sincos_2d(*grid, a.dim)[None]
+                elif kind == "rotation":
+                    made = _rotation(a, grid)
+                else:
+                    assert a.rope is not None
+                    made = grid_coordinates(*grid, order=a.rope.order)
+                self._tables[key] = made.to(key[2], dtype)
+        return self._tables[key]
 
 
 def some_patches(x: Tensor, prefix: int, dropout: float) -> Tensor:

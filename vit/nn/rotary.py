@@ -74,7 +74,7 @@ def centred_coordinates(rows: int, columns: int, *, order: Order = "yx") -> Tens
 class MixedAngles(nn.Module):
     """Learned frequencies, for every block and head a direction of its own (Heo et al. 2024, RoPE-Mixed).
 
-    `freqs` [2, depth, H, K / 2] turn coordinates [N, 2] into angles [depth, H, N, K / 2].
+    `freqs` [2, depth, H, K / 2] turn coordinates [N, 2] on the same device into angles [depth, H, N, K / 2].
     """
 
     def __init__(self, depth: int, heads: int, head_dim: int, *, base: float = 10.0) -> None:
@@ -93,7 +93,7 @@ class MixedAngles(nn.Module):
             self.freqs.copy_(torch.stack([directions.cos(), directions.sin()]) * torch.cat([size, size]))
 
     def forward(self, coordinates: Tensor) -> Tensor:
-        first, second = coordinates.to(self.freqs.device).unbind(1)
+        first, second = coordinates.unbind(1)
         # products of numbers, not of matrices: autocast would take those to bf16
         return first[:, None] * self.freqs[0, :, :, None] + second[:, None] * self.freqs[1, :, :, None]
 

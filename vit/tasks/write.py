@@ -31,6 +31,8 @@ from vit.tasks.rows import from_all_processes
 
 Context: TypeAlias = tuple[Tensor | None, Tensor | None]
 """what an encoder gives [B, M, D], and its mask [B, 1, 1, M]"""
+_PASSED_OVER = -100
+"""no token: cross_entropy's own number for what does not count"""
 
 
 def word_loss(logits: Tensor, tokens: Tensor, lengths: Tensor, *, smoothing: float = 0.0) -> Tensor:
@@ -40,7 +42,11 @@ def word_loss(logits: Tensor, tokens: Tensor, lengths: Tensor, *, smoothing: flo
     to be learned.
     """
     there = torch.arange(1, tokens.shape[1], device=tokens.device) < lengths[:, None]
-    return F.cross_entropy(logits[there].float(), tokens[:, 1:][there], label_smoothing=smoothing)
+    # padding is passed over rather than cut out: how much of it there is a GPU would have to be waited for
+    words = tokens[:, 1:].masked_fill(~there, _PASSED_OVER)
+    return F.cross_entropy(
+        logits.flatten(0, 1).float(), words.flatten(), label_smoothing=smoothing, ignore_index=_PASSED_OVER
+    )
 
 
 def write_about(
