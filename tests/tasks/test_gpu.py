@@ -1,4 +1,7 @@
-"""Steps as a GPU takes them: nothing is mixed with the CPU, and nobody waits. Without a GPU; backward passes are torch's."""
+"""Steps as a GPU takes them, without one: nothing is mixed with the CPU, and nobody waits.
+
+Backward passes are torch's own affair, and left out.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace

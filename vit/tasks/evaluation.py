@@ -36,7 +36,7 @@ def evaluate(
     rows = Rows()
     precision = settled_precision(config.train)
     for batch, logits in answers(network, samples, preprocessing, config, precision=precision):
-        rows.add(logits, batch.labels, batch.indices, batch.failures)
+        rows.add(logits, batch.labels.to(logits.device), batch.indices, batch.failures)
     return rows.gather(classes)
 
 
