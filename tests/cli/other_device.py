@@ -5,7 +5,7 @@
 COMMANDS.json is a list of commands, each a list of words, that run one after another until one fails, each where it
 can say so by `--device other:0`, as the machine's only GPU otherwise. The device keeps its numbers in the CPU's memory
 and lets the CPU compute: a backend written in Python, which torch provides for (PrivateUse1). It has neither inference
-mode nor autocast.
+mode, autocast nor numbers of double precision.
 """
 
 import contextlib
@@ -91,6 +91,8 @@ def computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     in_place = name.endswith("_") and not name.endswith("__")
     if in_place and isinstance(result, Tensor) and isinstance(args[0], There):
         return args[0]
+    if stays and any(leaf.dtype == torch.float64 for leaf in tree_leaves(result) if isinstance(leaf, Tensor)):
+        raise RuntimeError(f"{name}: the device has no numbers of 64 bits, as Apple's GPUs")
     return tree_map(there, result) if stays else result
 
 

@@ -47,7 +47,7 @@ class Found:
 
     def add(self, what: str, name: str, rows: "Tensor") -> None:
         """rows [B, points] of one method."""
-        self.rows[what, name].append(rows.double().cpu().numpy())
+        self.rows[what, name].append(rows.cpu().double().numpy())
 
     def table(self, names: list[str]) -> dict[str, "np.ndarray"]:
         """By score, all methods' rows together [N, methods, points]."""

@@ -472,11 +472,14 @@ def _compared(exact: Record, near: Record) -> tuple[Tensor, Tensor]:
         rows = near.rows(queries=part.tolist())
         largest, at = rows.max(dim=-1)
         keys = near.k.gather(2, at[..., None].expand(-1, -1, -1, near.k.shape[-1]))
-        score = (near.q[:, :, part].double() * keys.double()).sum(dim=-1) / math.sqrt(near.q.shape[-1])
-        sums.append(score - largest.double().log())  # infinite for a query that attends to nothing: all zeros
-        rounding = (sums[-1] - sums[-1].float()).nan_to_num().exp()  # the page has the sums in fp32
+        # in fp64, which not every GPU has
+        products = near.q[:, :, part].cpu().double() * keys.cpu().double()
+        score = products.sum(dim=-1) / math.sqrt(near.q.shape[-1])
+        sums.append(score - largest.cpu().double().log())  # infinite for a query that attends to nothing: all zeros
+        rounding = (sums[-1] - sums[-1].float()).nan_to_num().exp().to(rows.dtype)  # the page has the sums in fp32
+        rounding = rounding.to(rows.device)
         difference = rows * rounding[..., None] - exact.rows(queries=part.tolist())
-        errors = errors.maximum(difference.abs().amax(dim=(0, 2, 3)).to(errors.dtype))
+        errors = errors.maximum(difference.abs().amax(dim=(0, 2, 3)))
     return errors, torch.cat(sums, dim=2)
 
 

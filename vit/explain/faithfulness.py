@@ -125,11 +125,11 @@ def pointing(maps: Tensor, cells: Tensor) -> Tensor:
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
-    """Spearman's rank correlation of maps [B, R, C], pair by pair [B].
+    """Spearman's rank correlation of maps [B, R, C], pair by pair [B], on the CPU: not every GPU has fp64.
 
     Of a map that is the same all over it is 0, or 1 where both are: the map has stayed as it was.
     """
-    a, b = (_ranks(maps.flatten(1)) for maps in (one, other))
+    a, b = (_ranks(maps.cpu().flatten(1)) for maps in (one, other))
     a, b = (ranks - ranks.mean(dim=1, keepdim=True) for ranks in (a, b))
     flat = (a.norm(dim=1) == 0) & (b.norm(dim=1) == 0)
     spread = a.norm(dim=1) * b.norm(dim=1)

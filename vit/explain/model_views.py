@@ -37,7 +37,7 @@ class Components:
 
     def project(self, rows: Tensor) -> Tensor:
         """rows [N, D] -> their coordinates [N, k]."""
-        return (rows.to(self.mean) - self.mean) @ self.directions.T
+        return (rows.cpu().double() - self.mean) @ self.directions.T
 
 
 class Scatter:
@@ -50,7 +50,7 @@ class Scatter:
 
     def add(self, rows: Tensor) -> None:
         """Take in more rows [N, D]."""
-        rows = rows.double()
+        rows = rows.cpu().double()  # not every GPU has fp64
         mean, total = rows.mean(dim=0), self.count + len(rows)
         apart, centred = mean - self.mean, rows - mean
         self.products += centred.T @ centred + torch.outer(apart, apart) * (self.count * len(rows) / total)
@@ -65,7 +65,7 @@ class Scatter:
 
 def principal_components(rows: Tensor, count: int) -> Components:
     """The first `count` principal components of rows [N, D], or as many as there are."""
-    rows = rows.double().cpu()
+    rows = rows.cpu().double()
     mean = rows.mean(dim=0)
     _, lengths, directions = torch.linalg.svd(rows - mean, full_matrices=False)
     return _components(mean, directions, lengths.square(), count)
