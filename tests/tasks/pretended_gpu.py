@@ -80,6 +80,8 @@ class _Event:
 def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """What is done inside may use `GPU`; gives the list of the places that waited for it, which grows."""
     monkeypatch.setattr(torch.cuda, "Event", _Event)
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
     with FakeTensorMode(allow_non_fake_inputs=True), _Copies() as copies:
         yield copies.waits
 

@@ -87,7 +87,9 @@ def waited(task: Task, batch: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
         for _ in range(2):
             waits.clear()
             seen = batch()
-            loss = task.training_step(seen, 0)
+            with torch.autocast("cuda", torch.bfloat16):  # as `train.precision auto` on a GPU
+                assert (there(2, 2, dtype=torch.float32) @ there(2, 2, dtype=torch.float32)).dtype == torch.bfloat16
+                loss = task.training_step(seen, 0)
             assert loss.device == GPU
             assert loss.requires_grad
             for parameter in task.network.parameters():
