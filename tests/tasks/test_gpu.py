@@ -76,6 +76,7 @@ def waited(task: Task, batch: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
         global_step=7,
         global_rank=0,
         world_size=1,
+        num_training_batches=9,
     )
     monkeypatch.setattr(task, "_trainer", trainer)
     monkeypatch.setattr(task, "_device", GPU)

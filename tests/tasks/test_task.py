@@ -1,5 +1,6 @@
 """What every task shares: averaged weights, accumulated and clipped gradients."""
 
+import copy
 import itertools
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,31 @@ def test_two_accumulated_halves_are_one_step_of_the_whole_batch(name: str, colou
         ends[size] = copies(task.network)
     for whole, halves in zip(ends[8], ends[4], strict=True):
         torch.testing.assert_close(halves, whole, rtol=0, atol=1e-6)
+
+
+def test_the_last_step_of_an_epoch_takes_the_mean_of_the_batches_that_are_left(colours: Path, tmp_path: Path) -> None:
+    """Six batches, accumulated by four: the second step has the gradient of the last two."""
+    found: list[Tensor] = []
+    batches: list[Any] = []
+    before: list[nn.Module] = []
+
+    class Last(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, task: Classify, batch: Any, index: int) -> None:
+            if index == 4:
+                before.append(copy.deepcopy(task.network))
+            if index >= 4:
+                batches.append(task.inputs(batch))
+
+        def on_before_optimizer_step(self, trainer: L.Trainer, task: Classify, *_: Any) -> None:
+            found[:] = [p.grad.clone() for p in task.network.parameters() if p.grad is not None]
+
+    config = tiny(data={"batch_size": 4}, train={"epochs": 1, "accumulate": 4})
+    _, task, trainer = train(colours, tmp_path / "run", config, callbacks=(Last(),))
+    assert (trainer.global_step, len(batches)) == (2, 2)
+    losses = [task._loss(before[0](images), labels) for images, labels in batches]
+    torch.stack(losses).mean().backward()
+    expected = [p.grad for p in before[0].parameters()]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("clip", [0.05, 0.0])

@@ -93,7 +93,16 @@ class Task(L.LightningModule):
                 numbers = torch.where(torch.isfinite(value), numbers, 0.0)  # such a step is not taken, and not counted
                 self.sums[name] = self.sums[name] + numbers if name in self.sums else numbers
         self._learned.append((losses["loss"].detach(), batch.indices))
-        return losses["loss"]
+        return losses["loss"] * self._weight(batch_index)
+
+    def _weight(self, batch_index: int) -> float:
+        """What a batch counts for among those of its step; Lightning divides by `train.accumulate`.
+
+        An epoch whose last step has fewer batches than that takes the mean of those, too.
+        """
+        batches, accumulate = self.trainer.num_training_batches, self.config.train.accumulate
+        left = batches % accumulate
+        return accumulate / left if batch_index >= batches - left else 1.0
 
     def means(self) -> dict[str, Tensor]:
         """The mean of each loss over the samples of this epoch so far, on all devices; none where there was none."""

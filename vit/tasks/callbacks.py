@@ -62,8 +62,9 @@ class Progress(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, *_: Any) -> None:
         if self.bar is not None:
             self.bar.update(_global_batch(trainer))
-            if trainer.global_step % 10 == 0:
-                self.bar.set_postfix_str(f"epoch {trainer.current_epoch + 1}, loss {_loss(trainer, outputs):.3f}")
+            if trainer.global_step % 10 == 0 and "train/loss_step" in trainer.callback_metrics:
+                loss = float(trainer.callback_metrics["train/loss_step"])
+                self.bar.set_postfix_str(f"epoch {trainer.current_epoch + 1}, loss {loss:.3f}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, task: Task) -> None:
         if not trainer.is_global_zero:
@@ -297,11 +298,6 @@ def _epoch_metrics(trainer: L.Trainer, task: Task) -> dict[str, float]:
     now = {name.removesuffix("_epoch"): float(value) for name, value in trainer.callback_metrics.items()}
     validated = task.validated == trainer.current_epoch
     return {name: value for name, value in now.items() if validated or not name.startswith("val/")}
-
-
-def _loss(trainer: L.Trainer, outputs: Any) -> float:
-    """A step's loss; Lightning hands out its share of the accumulated steps."""
-    return float(outputs["loss"]) * trainer.accumulate_grad_batches
 
 
 def _global_batch(trainer: L.Trainer) -> int:
