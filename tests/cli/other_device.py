@@ -158,7 +158,7 @@ def _pretend() -> torch.library.Library:
         setattr(torch, name, stand_in)
     import vit.tasks.devices
 
-    vit.tasks.devices.device_for = lambda accelerator: str(OTHER)  # before others take it from there
+    vit.tasks.devices.device_for = lambda *_: str(OTHER)  # before others take it from there
     import vit.api
 
     vit.api.best_device = lambda: str(OTHER)

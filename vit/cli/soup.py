@@ -96,7 +96,9 @@ def _scorer(file: "ModelFile", data: str, split: str, config: Config) -> "Callab
     preprocessing = Preprocessing.from_json(file.preprocessing)
 
     def score(state: "Mapping[str, Tensor]") -> float:
-        network = build_network(replace(file, raw=dict(state), ema=None)).to(device_for(config.train.accelerator))
+        network = build_network(replace(file, raw=dict(state), ema=None)).to(
+            device_for(config.train.accelerator, config.train.devices)
+        )
         logits, labels = outputs_of(network, samples, preprocessing, config)
         accuracy = float((logits.argmax(dim=1) == labels).float().mean())
         log.info("accuracy   %.2f %%", 100 * accuracy)

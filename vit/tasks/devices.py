@@ -15,10 +15,15 @@ from vit.errors import ConfigError
 from vit.tasks.config import TrainConfig
 
 
-def device_for(accelerator: str) -> str:
-    """The device of `train.accelerator` for a process that needs but one. Raises ConfigError where it is not here."""
+def device_for(accelerator: str, devices: int | str = "auto") -> str:
+    """The device of `train.accelerator` and `train.devices` for a process that needs but one.
+
+    Raises ConfigError where it is not here.
+    """
     if accelerator in ("auto", "gpu") and torch.cuda.is_available():
-        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # each of several processes has its own
+        place = int(os.environ.get("LOCAL_RANK", 0))  # each of several processes has its own
+        named = [number for number in str(devices).split(",") if number.strip()] if "," in str(devices) else []
+        return f"cuda:{int(named[place]) if place < len(named) else place}"
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return "mps"
     if accelerator in ("gpu", "mps"):

@@ -32,7 +32,7 @@ def evaluate(
     network: VisionTransformer, samples: Sequence[Sample], preprocessing: Preprocessing, config: Config, classes: int
 ) -> Gathered:
     """The result rows of every picture. Of several processes (`distributed`) each answers its part and has all rows."""
-    network.to(device_for(config.train.accelerator)).eval()
+    network.to(device_for(config.train.accelerator, config.train.devices)).eval()
     rows = Rows()
     precision = settled_precision(config.train)
     for batch, logits in answers(network, samples, preprocessing, config, precision=precision):
@@ -71,7 +71,7 @@ def answers(
 
     It sees pictures float [B, 3, H, W] that are prepared as for evaluation.
     """
-    device = torch.device(device_for(config.train.accelerator))
+    device = torch.device(device_for(config.train.accelerator, config.train.devices))
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     loader = evaluation_loader(
         samples,

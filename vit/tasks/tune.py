@@ -74,7 +74,7 @@ class Unfreeze(L.Callback):
 def features_of(network: VisionTransformer, samples: Sequence[Sample], setup: "Setup") -> tuple[Tensor, Tensor]:
     """What the head would see of pictures, prepared as for evaluation: features [N, D], labels [N], on the CPU."""
     training = network.training
-    network.to(device_for(setup.config.train.accelerator)).eval()
+    network.to(device_for(setup.config.train.accelerator, setup.config.train.devices)).eval()
     outputs = outputs_of(network.features, samples, setup.preprocessing, setup.config)
     network.train(training)
     return outputs
