@@ -67,7 +67,7 @@ JOBS = {
         "--photos PHOTOS --cifar CIFAR --pictures 10 --rounds 1",
     ),
     "evaluate": Job("bench_evaluate.py", 5, "PHOTOS --rounds 3", "PHOTOS --pictures 16 --few 2 --rounds 1"),
-    "train_gpu": Job("bench_train_gpu.py", 6, "--cifar CIFAR/..", "--names S/16 --batch 32 --rounds 1"),
+    "train_gpu": Job("bench_train_gpu.py", 9, "--cifar CIFAR/.. --photos PHOTOS", "--names S/16 --batch 32 --rounds 1"),
 }
 
 

@@ -10,11 +10,13 @@ part of its package: its loop is written out here with timm's own model, optimiz
 Beside images a second: the share of the card's matrix-product peak that the model's own operations reach (three times
 the forward pass, an attention of N x N counted), the most memory each takes, and how often our step makes the host
 wait for the device, counted by torch's sync debug mode. `--cifar FOLDER` measures training from the device against
-training by timm's loader, on a folder of 32 x 32 pictures.
+training by timm's loader, on a folder of 32 x 32 pictures. `--photos FOLDER` measures which share of the time a B/16
+waits for pictures from the packed disk cache: the files there, many times over.
 """
 
 import argparse
 import csv
+import shutil
 import statistics
 import sys
 import tempfile
@@ -46,12 +48,13 @@ from bench_timm import timm_loader, timm_model
 from vit.cli.main import main as vit
 from vit.data.config import DataConfig, Preprocessing
 from vit.data.dataset import Batch
+from vit.data.folders import list_training
 from vit.models.architecture import ModelConfig, parse_name
 from vit.models.vision import VisionTransformer
 from vit.tasks.callbacks import Finite, Speed
 from vit.tasks.classify import Classify
 from vit.tasks.config import Config, OptimConfig, TrainConfig
-from vit.tasks.run import flops_per_image, make_trainer
+from vit.tasks.run import fit, flops_per_image, make_task, make_trainer, prepare_folder, set_up
 
 STEPS = 12
 WARM_UP = 8
@@ -226,6 +229,51 @@ def compare(name: str, side: int, batch: int, rounds: int, drop_path: float) -> 
     }
 
 
+class Waits(L.Callback):
+    """Seconds between the end of one step and the start of the next, and all seconds, after the first epoch.
+
+    The device may have work queued meanwhile, so that it waits for less than that.
+    """
+
+    def __init__(self) -> None:
+        self.waited, self.all = 0.0, 0.0
+        self.ended: float | None = None
+
+    def on_train_epoch_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        self.ended = None
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if self.ended is not None:
+            self.waited += time.perf_counter() - self.ended
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        now = time.perf_counter()
+        if trainer.current_epoch > 0:
+            if self.ended is not None:
+                self.all += now - self.ended
+            self.ended = now
+
+
+def photos(folder: Path, config: Config, times: int) -> dict[str, float]:
+    """Images a second and the share of waiting in epochs over the files of a folder, each `times` times over."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    with tempfile.TemporaryDirectory() as made:
+        for number, path in enumerate(files * times):
+            place = Path(made, "data", str(number % 2), f"{number}{path.suffix}")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
+        listing = list_training(Path(made, "data"), val_fraction=0.02, test_fraction=0.0, seed=0)
+        setup = set_up(listing, config)
+        run, task, waits = Path(made, "run"), make_task(setup), Waits()
+        prepare_folder(run)
+        trainer = make_trainer(setup.config, run)
+        trainer.callbacks.append(waits)
+        fit(setup, run, trainer, task)
+        with (run / "metrics.csv").open(newline="") as file:
+            rate = float(list(csv.DictReader(file))[-1]["train/images_per_second"])
+    return {"images_per_second": rate, "waiting": waits.waited / waits.all}
+
+
 def cifar(folder: Path, name: str, batch: int, workers: int) -> dict[str, float]:
     """Images a second of an epoch: `vit train` with the pictures on the device, and timm's loop after its loader."""
     with tempfile.TemporaryDirectory() as out:
@@ -274,6 +322,7 @@ def main() -> None:
     parser.add_argument("--cifar-name", default="mini/4")
     parser.add_argument("--cifar-batch", type=int, default=1024)
     parser.add_argument("--workers", type=int, default=14, help="of timm's loader")
+    parser.add_argument("--photos", type=Path, help="folder of photographs")
     add_json(parser)
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -310,6 +359,14 @@ def main() -> None:
     if options.cifar:
         report["cifar"] = cifar(options.cifar, options.cifar_name, options.cifar_batch, options.workers)
         print(f"CIFAR-10, {options.cifar_name}: {report['cifar']}")
+    if options.photos:
+        config = Config(
+            data=DataConfig(batch_size=options.batch, cache="disk"),
+            model=ModelConfig(name="B/16", image_size=options.side),
+            train=TrainConfig(epochs=3, precision="bf16", compile=True, accelerator="gpu", devices=1, validate_every=3),
+        )
+        report["photos"] = photos(options.photos, config, times=100)
+        print(f"photographs from the disk cache, B/16: {report['photos']}")
     if options.json:
         write_json(with_gpu_columns(report), options.json)
 
