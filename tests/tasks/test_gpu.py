@@ -192,13 +192,20 @@ def test_batches_of_pictures_on_the_device_come_without_waiting(
         assert waits == []
 
 
-def test_batches_go_to_the_device_from_pinned_memory_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    ordinary = Batch(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2), torch.zeros(2), [])
+@pytest.mark.parametrize("kind", ["pictures", "words"])
+def test_batches_go_to_the_device_from_pinned_memory_without_waiting(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, numbers = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+    tokens = torch.zeros(2, 4, dtype=torch.int64)
+    batch: Batch | WordBatch = Batch(images, numbers, numbers.clone(), [])
+    if kind == "words":
+        batch = WordBatch(tokens, numbers, numbers.clone(), numbers.clone(), True, numbers.clone(), images=images)
     with pretended_gpu(monkeypatch) as waits:
-        ordinary.pin_memory().to(GPU)
+        batch.pin_memory().to(GPU)
         assert waits == []
-        ordinary.to(GPU)
-        assert len(waits) == 3
+        batch.to(GPU)
+        assert len(waits) == (3 if kind == "pictures" else 6)
 
 
 def test_the_pretended_gpu_notices_what_waits_and_what_is_mixed(monkeypatch: pytest.MonkeyPatch) -> None:

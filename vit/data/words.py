@@ -72,7 +72,9 @@ class WordBatch:
         return len(self.indices)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "WordBatch":
-        """The batch on `device`."""
+        """The batch on `device`; from pinned memory to a GPU the copy runs beside the computation."""
+        device = torch.device(device)
+        non_blocking = non_blocking or (device.type == "cuda" and self.tokens.is_pinned())
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "WordBatch":
