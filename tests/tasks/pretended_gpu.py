@@ -7,7 +7,7 @@ unless they come from pinned memory; those are counted here.
 
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+import vit.data.transfer
 
 GPU = torch.device("cuda", 0)
 
@@ -76,10 +78,20 @@ class _Event:
         return True
 
 
+class _Stream:
+    """Stands for `torch.cuda.Stream`."""
+
+    def wait_stream(self, other: "_Stream") -> None: ...
+
+
 @contextmanager
 def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """What is done inside may use `GPU`; gives the list of the places that waited for it, which grows."""
     monkeypatch.setattr(torch.cuda, "Event", _Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: _Stream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(vit.data.transfer, "_stream", lambda device: _Stream())
+    monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: None)
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
     with FakeTensorMode(allow_non_fake_inputs=True), _Copies() as copies:

@@ -25,6 +25,7 @@ from vit.data.decode import Copy
 from vit.data.folders import SHARDS, Sample
 from vit.data.normalise import as_tensor
 from vit.data.sampling import Draw, ExactSampler, draw_seed
+from vit.data.transfer import sent
 from vit.data.transforms import EvaluationTransform
 from vit.errors import DataError, UnreadableImage
 from vit.signals import end_workers, signals
@@ -69,13 +70,9 @@ class Batch:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """The batch on `device`; from pinned memory to a GPU the copy runs beside the computation."""
-        device = torch.device(device)
-        non_blocking = non_blocking or (device.type == "cuda" and self.images.is_pinned())
-        images, labels, indices = (
-            tensor.to(device, non_blocking=non_blocking) for tensor in (self.images, self.labels, self.indices)
-        )
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch on `device`, as `sent` takes it there."""
+        images, labels, indices = sent((self.images, self.labels, self.indices), device)
         return Batch(images, labels, indices, self.failures)
 
     def pin_memory(self) -> "Batch":

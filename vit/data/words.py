@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vit.data.dataset import ImageDataset, Loaded, Loader, start_worker, worker_count
 from vit.data.sampling import Draw, EpochSampler, draw_seed
+from vit.data.transfer import sent
 
 
 class Texts:
@@ -71,20 +72,20 @@ class WordBatch:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "WordBatch":
-        """The batch on `device`; from pinned memory to a GPU the copy runs beside the computation."""
-        device = torch.device(device)
-        non_blocking = non_blocking or (device.type == "cuda" and self.tokens.is_pinned())
-        return self._mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+    def to(self, device: torch.device | str) -> "WordBatch":
+        """The batch on `device`, as `sent` takes it there."""
+        tensors = self._tensors()
+        there: dict[str, Any] = dict(zip(tensors, sent(list(tensors.values()), device), strict=True))
+        return replace(self, **there)
 
     def pin_memory(self) -> "WordBatch":
         """The batch in page-locked memory; DataLoader calls this where `pin_memory` is on."""
-        return self._mapped(Tensor.pin_memory)
+        pinned: dict[str, Any] = {name: tensor.pin_memory() for name, tensor in self._tensors().items()}
+        return replace(self, **pinned)
 
-    def _mapped(self, change: Callable[[Tensor], Tensor]) -> "WordBatch":
+    def _tensors(self) -> dict[str, Tensor]:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        changed: dict[str, Any] = {name: change(v) for name, v in values.items() if isinstance(v, Tensor)}
-        return replace(self, **changed)
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 class WordDataset(Dataset[WordItem]):

@@ -17,6 +17,7 @@ from vit.data.config import Preprocessing
 from vit.data.dataset import Batch, evaluation_loader, worker_count
 from vit.data.folders import Sample
 from vit.data.normalise import Normalise
+from vit.data.transfer import sent
 from vit.errors import DataError
 from vit.models.vision import VisionTransformer
 from vit.tasks.config import Config
@@ -87,7 +88,8 @@ def answers(
     bar = tqdm(total=len(samples), unit=" images", delay=2, disable=rank > 0 or not sys.stderr.isatty(), leave=False)
     with bar:
         for batch in loader:
+            (images,) = sent([batch.images], device)
             with torch.inference_mode(), torch.autocast(device.type, _TYPES[precision], precision != "fp32"):
-                outputs = compute(normalise(batch.images.to(device, non_blocking=True)))
+                outputs = compute(normalise(images))
             yield batch, outputs
             bar.update(world * config.data.batch_size)
