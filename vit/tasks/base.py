@@ -93,9 +93,9 @@ class Task(L.LightningModule):
                 numbers = torch.where(torch.isfinite(value), numbers, 0.0)  # such a step is not taken, and not counted
                 self.sums[name] = self.sums[name] + numbers if name in self.sums else numbers
         self._learned.append((losses["loss"].detach(), batch.indices))
-        return losses["loss"] * self._weight(batch_index)
+        return losses["loss"] * self.weight_of(batch_index)
 
-    def _weight(self, batch_index: int) -> float:
+    def weight_of(self, batch_index: int) -> float:
         """What a batch counts for among those of its step; Lightning divides by `train.accumulate`.
 
         An epoch whose last step has fewer batches than that takes the mean of those, too.

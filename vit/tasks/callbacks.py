@@ -59,11 +59,11 @@ class Progress(L.Callback):
             leave=False,
         )
 
-    def on_train_batch_end(self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, task: Task, outputs: Any, batch: Any, index: int) -> None:
         if self.bar is not None:
             self.bar.update(_global_batch(trainer))
-            if trainer.global_step % 10 == 0 and "train/loss_step" in trainer.callback_metrics:
-                loss = float(trainer.callback_metrics["train/loss_step"])
+            if trainer.global_step % 10 == 0:  # Lightning hands out the batch's share of its step
+                loss = float(outputs["loss"]) * trainer.accumulate_grad_batches / task.weight_of(index)
                 self.bar.set_postfix_str(f"epoch {trainer.current_epoch + 1}, loss {loss:.3f}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, task: Task) -> None:
