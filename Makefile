@@ -44,7 +44,7 @@ demo: install
 	@echo "predictions   demo/predictions.jsonl"
 	@echo "scenes        demo/scenes"
 	@echo "captioner     demo/captioner    (its captions of unseen scenes: demo/captioner/evaluation/scenes)"
-	@echo "word maps     demo/words"
+	@echo "word maps     demo/words        (after two minutes of training: some words still look elsewhere)"
 
 test: install
 	$(BIN)/python -m pytest

@@ -130,7 +130,8 @@ class Classifier(PictureReader):
             return name
         known = [*self.classes, *(self.descriptions or ())]
         if name not in known:
-            raise ConfigError(f"no class {display_path(name)}{near(name, known)}")
+            there = ", ".join(map(display_path, self.classes[:8])) + (", ..." if self.classes[8:] else "")
+            raise ConfigError(f"no class {display_path(name)}{near(name, known)}; there are {there}")
         return known.index(name) % len(self.classes)
 
     def require_classes(self) -> None:
@@ -219,7 +220,7 @@ def best_device() -> str:
 
 def _is_one(images: Any) -> bool:
     return isinstance(images, str | Path | Image.Image | Tensor) or (
-        isinstance(images, np.ndarray) and images.ndim == 3
+        isinstance(images, np.ndarray) and images.ndim <= 3
     )
 
 

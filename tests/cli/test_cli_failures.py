@@ -127,7 +127,7 @@ def test_what_is_no_model_is_refused(refused: Any, colour_folder: Path, tmp_path
             (tmp_path / f"{name}{suffix}").write_bytes(content)
     for name, reason in (
         ("missing", "no such file or folder"),
-        ("folder", "no run folder, it holds none of model.safetensors"),
+        ("folder", "no model in it, that is none of model.safetensors"),
         *((f"empty{suffix}", "empty file") for suffix in (".safetensors", ".ckpt", "")),
         *((f"text{suffix}", "cut, damaged, or no ") for suffix in (".safetensors", ".ckpt", "")),
     ):

@@ -136,6 +136,10 @@ def test_a_soup_of_a_run_with_itself_is_the_run(
     outcome = vit("soup", trained_run, trained_run, *words, "--out", out)
     assert outcome.code == 0, outcome
     assert outcome.out.count("accuracy") == 3
+    assert f"{trained_run} + {trained_run}" in outcome.out
+    assert "was trained on" not in outcome.out
+    outcome = vit("soup", trained_run, trained_run, *words, "--split", "train", "--out", out)
+    assert f"note       {trained_run} was trained on 30 of the 30 pictures to choose by" in outcome.out
 
 
 def test_models_that_do_not_belong_together_make_no_soup(

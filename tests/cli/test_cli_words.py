@@ -251,6 +251,10 @@ def test_a_language_model_learns_and_goes_on(vit: Callable[..., Any], language: 
     assert drawn[0] == drawn[1] != drawn[2]
     text = tmp_path / "other.txt"
     text.write_text("the cat sat on the mat. " * 10)
+    own = vit("evaluate", language, language.parent / "text.txt", "--out", tmp_path / "own", "--accelerator", "cpu")
+    assert f"of 576 letters of {language.parent / 'text.txt'}, split val" in own.out  # a fifth was held out
+    refusal = vit("evaluate", language, text, "--split", "val", "--accelerator", "cpu")
+    assert f"{text}: no split called val; it has none" in refusal.err
     outcome = vit("evaluate", language, text, "--out", tmp_path / "report", "--accelerator", "cpu")
     assert outcome.code == 0, outcome
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())

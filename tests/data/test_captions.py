@@ -192,7 +192,7 @@ def test_a_file_a_split(tmp_path):
     assert split_names(train(tmp_path)) == {"train": ["a.jpg", "b.jpg"], "val": ["c.jpg"]}
     assert split_names(list_evaluation_captions(tmp_path)) == {"val": ["c.jpg"]}
     assert split_names(list_evaluation_captions(tmp_path, split="train")) == {"train": ["a.jpg", "b.jpg"]}
-    assert split_names(list_evaluation_captions(tmp_path / "train.csv")) == {"test": ["a.jpg", "b.jpg"]}
+    assert split_names(list_evaluation_captions(tmp_path / "train.csv")) == {"all": ["a.jpg", "b.jpg"]}
     assert message(list_evaluation_captions, tmp_path, split="test").endswith("no split called test; it has train, val")
     put(tmp_path / "val.csv", "image,caption\na.jpg,z\n")
     assert message(train, tmp_path).endswith("val.csv, line 2: a.jpg is in train and in val; it must be in one of them")

@@ -24,8 +24,9 @@ def train(data: Path, val: float = 0.2, test: float = 0.0, seed: int = 0) -> Lis
 
 
 def names(listing: Listing, split: str) -> list[tuple[str, str]]:
-    """(class, path below the root) of each sample."""
-    return [(listing.classes[s.label], os.path.relpath(s.path, listing.root)) for s in listing.splits[split]]
+    """(class, path below the root, or beside the list) of each sample."""
+    root = listing.root if os.path.isdir(listing.root) else os.path.dirname(listing.root)
+    return [(listing.classes[s.label], os.path.relpath(s.path, root)) for s in listing.splits[split]]
 
 
 def counts(listing: Listing) -> dict[str, int]:
@@ -316,7 +317,7 @@ def test_evaluation_labels_by_the_models_classes(tmp_path):
     fill(tmp_path / "kiwi", 3)
     listing = list_evaluation(tmp_path, ["melon", "pear", "apple"])
     assert listing.classes == ("melon", "pear", "apple")
-    assert names(listing, "test") == [("pear", "pear/0.jpg"), ("pear", "pear/1.jpg"), ("apple", "apple/0.jpg")]
+    assert names(listing, "all") == [("pear", "pear/0.jpg"), ("pear", "pear/1.jpg"), ("apple", "apple/0.jpg")]
     assert listing.unknown == {"kiwi": 3}
 
 
@@ -326,7 +327,7 @@ def test_evaluation_takes_test_then_val_or_the_split_that_is_named(tmp_path):
     assert counts(list_evaluation(tmp_path, ["cat"])) == {"test": 1}
     assert counts(list_evaluation(tmp_path, ["cat"], split="val")) == {"val": 2}
     assert counts(list_evaluation(tmp_path, ["cat"], split="train")) == {"train": 4}
-    assert counts(list_evaluation(tmp_path / "valid", ["cat"])) == {"test": 2}
+    assert counts(list_evaluation(tmp_path / "valid", ["cat"])) == {"all": 2}
     (tmp_path / "test").rename(tmp_path / ".test")
     assert counts(list_evaluation(tmp_path, ["cat"])) == {"val": 2}
     assert message(list_evaluation, tmp_path, ["cat"], split="test") == (

@@ -65,7 +65,7 @@ def test_every_form_of_table_is_read(data, name, text):
         assert listing.root == str(data)
         assert (listing.counts, listing.unknown) == ({}, {})
     line = 1 if name.endswith("l") else 2
-    assert list_evaluation_questions(file, ["cat", "dog", "2"]).splits["test"][0] == Asked(
+    assert list_evaluation_questions(file, ["cat", "dog", "2"]).splits["all"][0] == Asked(
         str(data / "images" / "a.jpg"), "what?", "cat", str(line)
     )
 
@@ -119,7 +119,7 @@ def test_evaluation_goes_by_the_models_classes(data):
     file = put(data / "q.csv", "image,text,label\n" + "".join(f"{n},{t},{a}\n" for n, t, a in ROWS))
     listing = list_evaluation_questions(file, ["dog", "cat"])
     assert listing.classes == ("dog", "cat")
-    assert [one.label for one in listing.splits["test"]] == ["cat", "dog", "cat"]
+    assert [one.label for one in listing.splits["all"]] == ["cat", "dog", "cat"]
     assert listing.unknown == {"2": 1}
     assert message(list_evaluation_questions, file, ["emu"]).endswith(
         "no answer that the model knows; it has 2, cat, dog, not emu"

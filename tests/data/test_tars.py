@@ -15,7 +15,7 @@ from PIL import Image
 from vit.data.captions import list_captions, list_evaluation_captions
 from vit.data.check import check
 from vit.data.decode import decode, picture_size
-from vit.data.folders import list_evaluation, list_training
+from vit.data.folders import list_evaluation, list_training, write_split
 from vit.data.tars import members, tars_in, write_tars
 from vit.errors import DataError, UnreadableImage
 
@@ -73,6 +73,14 @@ def test_tars_are_listed_by_class_and_split(layout: str, tmp_path: Path) -> None
     report = check(tmp_path)
     assert report.must_mend == []
     assert report.counts["train"] == {"0": 8, "1": 8, "2": 8}
+
+
+def test_the_split_that_a_run_writes_down_names_pictures_in_tars(tmp_path: Path) -> None:
+    listing = list_training(pack(tmp_path / "all.tar", classes(0, 30)), val_fraction=0.2, test_fraction=0.0, seed=0)
+    write_split(listing, tmp_path / "split.csv")
+    again = list_training(tmp_path / "split.csv", val_fraction=0.5, test_fraction=0.0, seed=1)
+    assert again.splits == listing.splits
+    assert list_evaluation(tmp_path / "split.csv", listing.classes).splits == {"val": listing.splits["val"]}
 
 
 def test_one_tar_without_a_split_is_split_here(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_text_is_kept_to_the_letter(tmp_path):
     text = "line\r\nother\rthird\n\n\0 tab\t שלום \u202e👩‍👩‍👧 e\u0301\u2028end"
     found = corpus(put(tmp_path / "a.txt", b"\xef\xbb\xbf" + text.encode()))
     assert found.train + found.val == text
-    assert read_evaluation_corpus(tmp_path / "a.txt") == text
+    assert read_evaluation_corpus(tmp_path / "a.txt") == ("all", text)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_files_of_other_splits_beside_that_of_train_count(tmp_path, train, val, 
     for name, text in ((train, "of train"), (val, "of val"), (test, "of test"), ("other.txt", "x")):
         put(tmp_path / name, text)
     assert corpus(tmp_path / train) == Corpus(str(tmp_path), "of train", "of val", "of test")
-    assert read_evaluation_corpus(tmp_path / train) == "of train"
+    assert read_evaluation_corpus(tmp_path / train) == ("all", "of train")
     put(tmp_path / "more.txt", "0123456789")
     assert corpus(tmp_path / "more.txt").val == "9"
 
@@ -84,7 +84,7 @@ def test_a_folder_is_read_in_order_by_name(tmp_path):
         put(tmp_path / name, text)
     found = corpus(tmp_path)
     assert found.train + found.val == "one\ntwo\nthree"
-    assert read_evaluation_corpus(tmp_path) == "one\ntwo\nthree"
+    assert read_evaluation_corpus(tmp_path) == ("all", "one\ntwo\nthree")
 
 
 def test_a_folder_may_have_splits(tmp_path):
@@ -92,7 +92,7 @@ def test_a_folder_may_have_splits(tmp_path):
     put(tmp_path / "train" / "b.txt", "zwei")
     put(tmp_path / "valid.txt", "val")
     assert corpus(tmp_path) == Corpus(str(tmp_path), "zwei\none", "val")
-    assert read_evaluation_corpus(tmp_path) == "val"
+    assert read_evaluation_corpus(tmp_path) == ("val", "val")
     assert message(read_evaluation_corpus, tmp_path, split="test").endswith("no split called test; it has train, val")
     put(tmp_path / "stray.txt", "x")
     assert message(corpus, tmp_path) == f"{tmp_path}/stray.txt: in no split, though others are in train, val or test"
@@ -137,7 +137,7 @@ PAIRS = [Pair(f"source {number}, é", f'target "{number}"') for number in range(
 )
 def test_every_form_of_pairs_is_read(tmp_path, name, text):
     file = put(tmp_path / name, "\ufeff" + text)
-    assert list_evaluation_pairs(file).splits == {"test": PAIRS}
+    assert list_evaluation_pairs(file).splits == {"all": PAIRS}
     listing = pairs(tmp_path)
     assert {split: len(found) for split, found in listing.splits.items()} == {"train": 8, "val": 2}
     assert sorted(pair for found in listing.splits.values() for pair in found) == PAIRS
@@ -167,7 +167,7 @@ def test_splits_of_pairs_by_file_and_by_column(tmp_path):
 
 def test_pairs_with_an_empty_side_are_counted_and_nulls_are_fine(tmp_path):
     listing = list_evaluation_pairs(put(tmp_path / "p.tsv", "a\tb\n\tc\nd\t \ne\0\tf\n"))
-    assert listing.splits == {"test": [Pair("a", "b"), Pair("e\0", "f")]}
+    assert listing.splits == {"all": [Pair("a", "b"), Pair("e\0", "f")]}
     assert listing.counts == {"pairs with an empty side": 2}
     assert [item.path for item in listing.left_out] == [f"{tmp_path}/p.tsv, line 2", f"{tmp_path}/p.tsv, line 3"]
 

@@ -1,6 +1,6 @@
 """Averages of weights: uniform, greedy, and what cannot be averaged."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -61,17 +61,17 @@ def test_halves_are_averaged_in_finer_numbers() -> None:
 def test_ingredients_are_neither_changed_nor_handed_out() -> None:
     ingredients = states(2)
     before = [{name: tensor.clone() for name, tensor in state.items()} for state in ingredients]
-    for soup in (uniform_soup(ingredients[:1]), uniform_soup(ingredients), greedy_soup(ingredients, lambda _: 0.0)[0]):
+    for soup in (uniform_soup(ingredients[:1]), uniform_soup(ingredients), greedy_soup(ingredients, lambda *_: 0.0)[0]):
         for tensor in soup.values():
             tensor.zero_()
     for state, copy in zip(ingredients, before, strict=True):
         assert all(torch.equal(state[name], copy[name]) for name in copy)
 
 
-def near(target: float, asked: list[float]) -> Callable[[State], float]:
+def near(target: float, asked: list[float]) -> Callable[[State, Sequence[int]], float]:
     """A score, higher the nearer the number is to the target, that notes what it was asked."""
 
-    def score(state: State) -> float:
+    def score(state: State, _: Sequence[int]) -> float:
         asked.append(float(state["w"]))
         return -abs(asked[-1] - target)
 

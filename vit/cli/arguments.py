@@ -1,6 +1,9 @@
 """What commands share: argparse whose complaints look like all others, and MODEL."""
 
 import argparse
+import csv
+import difflib
+import json
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -10,6 +13,7 @@ from vit.errors import ConfigError, display_path
 from vit.models.generation_config import GenerationConfig
 
 if TYPE_CHECKING:
+    from vit.data.folders import Sample
     from vit.data.tokenizer import Tokenizer
     from vit.models.file import ModelFile
 
@@ -20,6 +24,10 @@ class Parser(argparse.ArgumentParser):
     """Ends a wrong use of a command with one line and the exit code 2."""
 
     def error(self, message: str) -> NoReturn:
+        what, _, words = message.partition("unrecognized arguments: ")
+        if not what and words.startswith("--"):
+            near = difflib.get_close_matches(words.split()[0].partition("=")[0], self._option_string_actions, n=1)
+            message += f"; did you mean {near[0]}?" if near else ""
         self.exit(2, f"vit: {message}; see {self.prog} --help\n")
 
 
@@ -76,3 +84,32 @@ def announce(model: "ModelFile") -> None:
     """Name weights that others made, and their licence, on standard error: standard output is for results."""
     if model.licence is not None:
         print(f"weights  {display_path(model.origin)}, licence {display_path(model.licence)}", file=sys.stderr)
+
+
+def split_told(split: str) -> str:
+    """The split that was measured, in words."""
+    return "which has no splits" if split == "all" else f"split {split}"
+
+
+def run_of(model: Path) -> Path | None:
+    """The run folder that a model belongs to: itself, or above a model file or checkpoint of it."""
+    if not model.exists():  # timm:NAME and the like
+        return None
+    folders = [model] if model.is_dir() else [model.parent, model.parent.parent]
+    marks = ("split.csv", "data.json")  # of a run of classes, of words
+    return next((folder for folder in folders if any((folder / mark).is_file() for mark in marks)), None)
+
+
+def seen_in_training(run: Path | None, samples: "list[Sample]") -> dict[str, int]:
+    """How many of the pictures the run was trained on, and by how many its best epoch was chosen."""
+    if run is None:
+        return {}
+    if not (run / "split.csv").is_file():
+        from vit.data.folders import SHARDS
+
+        shards = json.loads((run / "data.json").read_text(encoding="utf-8")).get("shards")
+        places = {split: f"{SHARDS}{str(shards).rstrip('/')}/{split}#" for split in ("train", "val")}
+        return {split: sum(sample.path.startswith(place) for sample in samples) for split, place in places.items()}
+    with (run / "split.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        splits = {row["path"]: row["split"] for row in csv.DictReader(file)}
+    return {split: sum(splits.get(sample.path) == split for sample in samples) for split in ("train", "val")}

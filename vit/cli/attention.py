@@ -200,7 +200,8 @@ def _draw_one(
             values, settings = maps.values[0], maps.settings
             shown = "" if maps.targets is None else _names(classifier, maps.targets)[0]
         array = values.cpu().numpy()
-        caption = f"{method}{f' of {shown}' if shown else ''}; {answer}".rstrip("; ")
+        asked = "" if request.query == "cls" else f", asked by the patch {request.query[0]},{request.query[1]}"
+        caption = f"{method}{f' of {shown}' if shown else ''}{asked}; {answer}".rstrip("; ")
         _save(Path(f"{stem}.{method}.png"), overlay(shown_picture, array, box, caption, difference=difference))
         with whole_file(Path(f"{stem}.{method}.npy")) as temporary, temporary.open("wb") as file:
             np.save(file, array)

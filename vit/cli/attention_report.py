@@ -101,6 +101,8 @@ def _pass(classifier: "Classifier", paths: list[str]) -> Passed:
     grid = (size[0] // patch[0], size[1] // patch[1])
     passed, scatter = Passed(), Scatter(network.architecture.dim)
     numbers: dict[str, list[Tensor]] = {}
+    count = min(_SHOWN, len(paths))  # from all over: the pictures of a class stand side by side
+    drawn = {paths[number * len(paths) // count] for number in range(count)}
     for batch in _batches(paths, max(1, _TOKENS // (grid[0] * grid[1])), passed):
         prepared = torch.stack([classifier.prepare(path) for path, _ in batch])
         measures = measured(network, classifier.normalise(prepared.to(classifier.device)))
@@ -110,7 +112,7 @@ def _pass(classifier: "Classifier", paths: list[str]) -> Passed:
         scatter.add(measures.features.flatten(0, 1))
         for (path, picture), features in zip(batch, measures.features, strict=True):
             passed.paths.append(path)
-            if len(passed.shown) < _SHOWN:
+            if path in drawn:
                 box = _box(classifier, picture)
                 passed.shown.append(Shown(path, _thumbnail(picture), box, features.unflatten(0, grid).clone()))
     if not passed.paths:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vit.cli.arguments import split_told
 from vit.errors import ConfigError, DataError, display_path
 from vit.explain import FOR_A_CLASS, METHODS
 from vit.files import whole_file, write_text
@@ -272,7 +273,8 @@ def _print(folder: Path, facts: dict[str, Any], scores: dict[str, Any]) -> None:
 
     shown = [what for what in BETTER if what in scores["random"]]
     right = f"{100 * facts['accuracy']:.2f} % answered rightly"
-    log.info("pictures   %d of %s, split %s, %s", facts["pictures"], display_path(facts["data"]), facts["split"], right)
+    data, split = display_path(facts["data"]), split_told(facts["split"])
+    log.info("pictures   %d of %s, %s, %s", facts["pictures"], data, split, right)
     log.info("maps       of the answered class")
     if (mosaics := facts["mosaics"])["count"]:
         log.info("mosaics    %d, of four pictures answered rightly and surely", mosaics["count"])

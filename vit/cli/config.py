@@ -93,6 +93,8 @@ def _read(path: Path) -> yaml.MappingNode | None:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "not a text file"
+        if path.parts[:1] == ("configs",) and (repository := Path(__file__).parents[2] / path).is_file():
+            reason += f"; from this folder it is {display_path(repository)}"
         raise ConfigError(f"--config {display_path(path)}: {reason}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)

@@ -13,7 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit.cli.arguments import MODEL_HELP, Parser, announce, data_name, make_folder
+from vit.cli.arguments import (
+    MODEL_HELP,
+    Parser,
+    announce,
+    data_name,
+    make_folder,
+    run_of,
+    seen_in_training,
+    split_told,
+)
 from vit.data.config import DataConfig, Preprocessing
 from vit.errors import ConfigError, DataError, display_path
 from vit.files import whole_file, write_text
@@ -74,7 +83,7 @@ def main(argv: list[str]) -> int:
     for name in _IDLE[file.kind if file.kind in _IDLE else "classifier"]:
         if getattr(options, name) != parser.get_default(name):
             raise ConfigError(f"--{name.replace('_', '-')}: has no effect on a {file.kind}")
-    run = _run_of(Path(options.model))
+    run = run_of(Path(options.model))
     folder = Path(options.out) if options.out else (run or Path()) / "evaluation" / data_name(options.data)
     if pictures:
         return _evaluate_pictures(file, run, folder, options, config, ["evaluate", *argv])
@@ -94,6 +103,7 @@ def main(argv: list[str]) -> int:
         beams=options.beams,
         no_repeat_ngram=options.no_repeat_ngram,
         java=options.java,
+        run=run,
     )
 
 
@@ -130,28 +140,10 @@ def _evaluate_pictures(
             "data": str(options.data),
             "split": name,
             "images_per_second": round(len(gathered.indices) / seconds, 1),
-            "seen_in_training": _seen(run, [samples[i] for i in gathered.indices]),
+            "seen_in_training": seen_in_training(run, [samples[i] for i in gathered.indices]),
         }
         _report(folder, facts, gathered, samples, file.classes, listing, preprocessing)
     return 0
-
-
-def _run_of(model: Path) -> Path | None:
-    """The run folder that a model belongs to: itself, or above a model file or checkpoint of it."""
-    if not model.exists():  # timm:NAME and the like
-        return None
-    folders = [model] if model.is_dir() else [model.parent, model.parent.parent]
-    marks = ("split.csv", "data.json")  # of a run of classes, of words
-    return next((folder for folder in folders if any((folder / mark).is_file() for mark in marks)), None)
-
-
-def _seen(run: Path | None, samples: "list[Sample]") -> dict[str, int]:
-    """How many of the pictures the run was trained on, and by how many its best epoch was chosen."""
-    if run is None or not (run / "split.csv").is_file():
-        return {}
-    with (run / "split.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        splits = {row["path"]: row["split"] for row in csv.DictReader(file)}
-    return {split: sum(splits.get(sample.path) == split for sample in samples) for split in ("train", "val")}
 
 
 def _report(
@@ -260,14 +252,17 @@ def _print_summary(
         low, high = metrics["intervals"][name]
         return f"{100 * metrics[name]:6.2f} %   (95 %: {100 * low:.2f} to {100 * high:.2f})"
 
-    log.info("pictures           %d of %s, split %s", metrics["count"], display_path(facts["data"]), facts["split"])
+    log.info(
+        "pictures           %d of %s, %s", metrics["count"], display_path(facts["data"]), split_told(facts["split"])
+    )
     trained, chose = (facts["seen_in_training"].get(split, 0) for split in ("train", "val"))
     if trained:
         log.info("trained on         %d of them: they flatter the model; its split.csv lists the others", trained)
     if chose:
         log.info("note               %d of them chose the best epoch, which flatters the model a little", chose)
     log.info("accuracy           %s", share("top1"))
-    log.info("top-5 accuracy     %s", share("top5"))
+    if len(metrics["per_class"]) > 5:
+        log.info("top-5 accuracy     %s", share("top5"))
     log.info("balanced accuracy  %s", share("balanced_accuracy"))
     log.info("macro F1           %s", share("macro_f1"))
     log.info("loss               %6.4f", metrics["loss"])

@@ -5,7 +5,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit.cli.arguments import make_folder
+from vit.cli.arguments import make_folder, split_told
+from vit.data.layouts import UNSPLIT
 from vit.errors import DataError, UnreadableImage, VitError, display_path
 from vit.files import write_text
 from vit.models.generation_config import GenerationConfig
@@ -33,8 +34,12 @@ def evaluate_words(
     beams: int,
     no_repeat_ngram: int,
     java: bool,
+    run: Path | None,
 ) -> int:
-    """Measure a captioner, a fused classifier, a model from text to text, or a language model; -> the exit code."""
+    """Measure a captioner, a fused classifier, a model from text to text, or a language model; -> the exit code.
+
+    `run` is the run folder that the model belongs to, if any.
+    """
     from vit.evaluate.java_metrics import check_java
     from vit.models.encoder_decoder import EncoderDecoder
     from vit.writers import Captioner, FusedModel, Writer, words_of
@@ -53,7 +58,9 @@ def evaluate_words(
         lines = _pairs(reader, data, split, batch_size, beams, facts)
     else:
         assert isinstance(reader, Writer)
-        lines = _language(reader, data, split, batch_size, facts)
+        lines = _language(reader, data, split, batch_size, run if _trained_on(run, data) else None, facts)
+    if facts["split"] == UNSPLIT and _trained_on(run, data):
+        log.info("trained on         most of them: they flatter the model; give it others, or splits of its own")
     name = "captions.jsonl" if isinstance(reader, Captioner) else "predictions.jsonl"
     if lines:
         write_text(folder / name, "".join(json.dumps(line, ensure_ascii=True) + "\n" for line in lines))
@@ -111,7 +118,7 @@ def _captions(
             log.info("left out           %s", error)
     for path, picture in scores.pictures.items():
         lines[path] |= {"bleu4": picture.bleu4, "rouge_l": picture.rouge_l, "cider_d": picture.cider_d}
-    log.info("pictures           %d of %s, split %s", scores.count, display_path(data), name)
+    log.info("pictures           %d of %s, %s", scores.count, display_path(data), split_told(name))
     shown = {f"bleu{n}": scores.bleu[n - 1] for n in (1, 2, 3, 4)}
     shown |= {"rouge_l": scores.rouge_l, "cider_d": scores.cider_d}
     for key, value in shown.items():
@@ -187,7 +194,7 @@ def _answers(model: "FusedModel", data: str, split: str | None, batch_size: int,
     counts = listing.counts | ({"texts without a picture": alone} if alone else {})
     facts |= {"split": name, "count": len(lines), "unreadable": unreadable, "unknown_classes": listing.unknown}
     facts["counts"] = counts
-    log.info("texts              %d of %s, split %s", len(lines), display_path(data), name)
+    log.info("texts              %d of %s, %s", len(lines), display_path(data), split_told(name))
     for what, outcomes in right.items():
         facts[what.replace(" ", "_")] = _share("accuracy" if what == "both" else what, outcomes)
     for label, count in listing.unknown.items():
@@ -212,22 +219,35 @@ def _pairs(writer: "Writer", data: str, split: str | None, batch_size: int, beam
         bar.update(len(part))
     bar.close()
     facts |= {"split": name, "count": len(lines), "beams": beams, "counts": listing.counts}
-    log.info("texts              %d of %s, split %s", len(lines), display_path(data), name)
+    log.info("texts              %d of %s, %s", len(lines), display_path(data), split_told(name))
     facts["exact"] = _share("exactly right", right)
     _tell_left_out([], listing.counts)
     return lines
 
 
-def _language(writer: "Writer", data: str, split: str | None, batch_size: int, facts: Facts) -> list[Facts]:
+def _trained_on(run: Path | None, data: str) -> bool:
+    """Whether DATA is what the run was trained on, or held a part of it out from."""
+    return run is not None and json.loads((run / "data.json").read_text(encoding="utf-8")).get("path") == str(
+        Path(data).resolve()
+    )
+
+
+def _language(
+    writer: "Writer", data: str, split: str | None, batch_size: int, trained: Path | None, facts: Facts
+) -> list[Facts]:
+    """`trained` is the run that was trained on this very text, and held out its end."""
     import math
 
+    from vit.cli.config import compose
     from vit.data.text import read_evaluation_corpus
 
-    text = read_evaluation_corpus(data, split=split)
+    held_out = None if trained is None else compose([str(trained / "config.yaml")], []).data.val_fraction
+    name, text = read_evaluation_corpus(data, split=split, val_fraction=held_out)
     loss, tokens = writer.loss(text, batch_size=batch_size)
     letters = loss * tokens / math.log(2) / len(text)
-    facts |= {"tokens": tokens, "loss": loss, "perplexity": math.exp(loss), "bits_per_character": letters}
-    log.info("tokens             %d of %d letters", tokens, len(text))
+    facts |= {"split": name, "tokens": tokens, "loss": loss, "perplexity": math.exp(loss)}
+    facts["bits_per_character"] = letters
+    log.info("tokens             %d of %d letters of %s, %s", tokens, len(text), display_path(data), split_told(name))
     log.info("loss               %.4f a token", loss)
     log.info("perplexity         %.3f", math.exp(loss))
     log.info("bits a letter      %.4f", letters)

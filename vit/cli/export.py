@@ -7,7 +7,7 @@ from typing import Any
 
 from vit.cli.arguments import MODEL_HELP, Parser, make_folder
 from vit.data.config import Preprocessing
-from vit.errors import display_path
+from vit.errors import ConfigError, display_path
 from vit.files import whole_file, write_text
 
 log = logging.getLogger("vit")
@@ -39,6 +39,8 @@ def export(model: str, folder: Path, *, weights: Any = None) -> int:
     name, arguments = recipe(network.architecture)
     module = to_timm(network)
     make_folder(folder, "--out")
+    if any(folder.iterdir()):
+        raise ConfigError(f"--out {display_path(folder)}: not empty; choose another folder")
     config = {
         "architecture": name,
         "num_classes": len(file.classes),

@@ -55,6 +55,8 @@ def main(argv: list[str]) -> int:
 
             fused = words_of(model, options.model, weights=options.weights, device=options.device)
             assert isinstance(fused, FusedModel)
+            if options.text is None:
+                print("note     no --text: answered from the picture alone", file=sys.stderr)
             mention_unknown(fused.tokenizer, options.text or "")
             classifier = fused.asking(options.text)
         elif options.text is not None:

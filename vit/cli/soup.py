@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit.cli.arguments import Parser
+from vit.cli.arguments import Parser, run_of, seen_in_training
 from vit.data.config import DataConfig, Preprocessing
 from vit.errors import ConfigError, display_path
 from vit.tasks.config import Config, TrainConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -62,9 +62,8 @@ def soup(models: list[str], data: str | None, split: str, out: Path, config: Con
     if data is None:
         state, kept = uniform_soup(states), list(range(len(models)))
     else:
-        state, kept = greedy_soup(states, _scorer(files[0], data, split, config))
-    for index in kept:
-        log.info("kept       %s", display_path(models[index]))
+        state, kept = greedy_soup(states, _scorer(files[0], models, data, split, config))
+    log.info("kept       %s", ", ".join(display_path(models[index]) for index in kept))
     origin = f"soup of {len(kept)}: {files[0].origin}"
     save_model(replace(files[0], raw=state, ema=None, origin=origin), out)
     log.info("model      %s", display_path(out))
@@ -85,8 +84,10 @@ def _computed(architecture: dict[str, Any]) -> dict[str, Any]:
     return {key: _computed(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
-def _scorer(file: "ModelFile", data: str, split: str, config: Config) -> "Callable[[Mapping[str, Tensor]], float]":
-    """A function from weights to their accuracy on the pictures of a split, which it also tells."""
+def _scorer(
+    file: "ModelFile", models: "Sequence[str]", data: str, split: str, config: Config
+) -> "Callable[[Mapping[str, Tensor], Sequence[int]], float]":
+    """A function from weights, and the places of the models in them, to the accuracy on a split, which it tells too."""
     from vit.data.folders import list_evaluation
     from vit.models.build import build_network
     from vit.tasks.devices import device_for
@@ -94,14 +95,18 @@ def _scorer(file: "ModelFile", data: str, split: str, config: Config) -> "Callab
 
     (samples,) = list_evaluation(data, file.classes, split=split).splits.values()
     preprocessing = Preprocessing.from_json(file.preprocessing)
+    for model in models:
+        if trained := seen_in_training(run_of(Path(model)), samples).get("train"):
+            told = "note       %s was trained on %d of the %d pictures to choose by; they flatter it"
+            log.info(told, display_path(model), trained, len(samples))
 
-    def score(state: "Mapping[str, Tensor]") -> float:
+    def score(state: "Mapping[str, Tensor]", places: "Sequence[int]") -> float:
         network = build_network(replace(file, raw=dict(state), ema=None)).to(
             device_for(config.train.accelerator, config.train.devices)
         )
         logits, labels = outputs_of(network, samples, preprocessing, config)
         accuracy = float((logits.argmax(dim=1) == labels).float().mean())
-        log.info("accuracy   %.2f %%", 100 * accuracy)
+        log.info("accuracy   %6.2f %%   %s", 100 * accuracy, " + ".join(display_path(models[i]) for i in places))
         return accuracy
 
     return score

@@ -127,6 +127,12 @@ def _before(path: str, words: "Words", setup: "WordRun", run: Path, step: int) -
     log.info("")
 
 
+def _told(name: str, value: float) -> str:
+    """A number of validation, as in an epoch's line."""
+    number = f"{value:.4f}" if name in ("loss", "picture_gain") else f"{100 * value:.2f} %"
+    return f"val {name.replace('_', ' ')} {number}"
+
+
 def _after(setup: "WordRun", run: Path) -> None:
     """The best epoch, and what to do next."""
     from vit.cli.report import tell_unreadable
@@ -139,7 +145,7 @@ def _after(setup: "WordRun", run: Path) -> None:
         better = min if setup.config.train.monitor == "loss" else max
         best = better(rows, key=lambda row: float(row[key]))
         told: dict[str, Any] = {name: value for name, value in best.items() if name.startswith("val/") and value}
-        numbers = ", ".join(f"{name.replace('/', ' ').replace('_', ' ')} {float(v):.4f}" for name, v in told.items())
+        numbers = ", ".join(_told(name.removeprefix("val/"), float(value)) for name, value in told.items())
         log.info("best       epoch %s: %s   (%.0f s in all)", best["epoch"], numbers, float(rows[-1]["seconds"]))
     tell_unreadable(setup.task.unreadable, setup.words.images)
     shown = display_path(run)

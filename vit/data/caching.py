@@ -38,6 +38,8 @@ def choose_cache(dataset: ImageDataset, *, times: int, processes: int = 1) -> Ch
     if times < 2:
         return Choice("none", "each is read once")
     room = slot_room(dataset)
+    if not room:
+        return Choice("none", "none of some pictures could be read")
     total = len(dataset) * room
     if total > _SHARE * free_memory() / processes:
         return Choice("none", f"{_size(total)} are more than half of the free memory; disk keeps them in a file")

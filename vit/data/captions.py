@@ -98,10 +98,10 @@ def list_captions(
 def list_evaluation_captions(
     data: str | os.PathLike[str], *, split: str | None = None, images: str | None = None
 ) -> CaptionListing:
-    """List captioned pictures to measure on, in exactly one split: `split`, or test, else val; all count as test."""
+    """List captioned pictures to measure on, in exactly one split: `split`, or test, else val, or all."""
     listing = _find(data, images)
-    chosen = choose_split(listing.root, listing.splits, split)
-    listing.splits = {"test" if chosen == UNSPLIT else chosen: listing.splits[chosen]}
+    chosen = choose_split(os.path.abspath(data), listing.splits, split)
+    listing.splits = {chosen: listing.splits[chosen]}
     return listing
 
 

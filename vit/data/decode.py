@@ -216,6 +216,12 @@ def in_tar(path: str, start: int, size: int) -> str:
     return f"{path}#{start}+{size}"
 
 
+def file_of(path: str) -> str:
+    """The file that a picture is in: itself, or the tar."""
+    packed = _IN_TAR.fullmatch(path)
+    return packed[1] if packed else path
+
+
 def is_regular(path: str) -> None:
     """Raise UnreadableImage for what is no regular file that can be opened."""
     _open_regular(path).close()

@@ -90,7 +90,7 @@ def list_training(data: str | os.PathLike[str], *, val_fraction: float, test_fra
     for split in shares:
         tables[split] = {}
     for name in classes:
-        for split, held in hold_out(train[name], shares, found.root, seed).items():
+        for split, held in hold_out(train[name], shares, found.folder or found.root, seed).items():
             tables[split][name] = held
     splits: dict[str, list[Sample]] = {
         split: [Sample(path, label) for label, name in enumerate(classes) for path in tables[split].get(name, [])]
@@ -103,7 +103,7 @@ def list_training(data: str | os.PathLike[str], *, val_fraction: float, test_fra
 def list_evaluation(data: str | os.PathLike[str], classes: Sequence[str], *, split: str | None = None) -> Listing:
     """List pictures to measure a model of the given classes on, in exactly one split.
 
-    Without `split` it is test, else val; pictures of a folder DATA/CLASS/... or a list without splits count as test.
+    Without `split` it is test, else val; a folder DATA/CLASS/... or a list without splits has but one, all.
     Labels go by class name; pictures of other classes are left out and counted in `unknown`. Raises `DataError` when
     the split is not there, or holds no picture of any of the classes.
     """
@@ -124,8 +124,7 @@ def list_evaluation(data: str | os.PathLike[str], classes: Sequence[str], *, spl
         there, expected = display_path(_few(list(unknown))), display_path(_few(classes))
         raise DataError(f"{root}: has none of the model's classes; it has {there}, the model knows {expected}")
     samples = [Sample(path, label) for label, name in enumerate(classes) for path in pictures.get(name, [])]
-    name = "test" if chosen == UNSPLIT else chosen
-    return Listing(found.root, tuple(classes), {name: samples}, found.left_out, unknown)
+    return Listing(found.root, tuple(classes), {chosen: samples}, found.left_out, unknown)
 
 
 def write_split(listing: Listing, path: str | os.PathLike[str]) -> None:
@@ -155,7 +154,7 @@ def read_split(path: str | os.PathLike[str], classes: Sequence[str]) -> Listing:
         splits.setdefault(split, []).append(Sample(file, labels[label]))
     if "train" not in splits:
         raise DataError(f"{display_path(name)}: no pictures to train on")
-    return Listing(os.path.dirname(name), tuple(classes), splits)
+    return Listing(name, tuple(classes), splits)
 
 
 def find_images(paths: Iterable[str]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from vit.data.decode import IMAGE_SUFFIXES
+from vit.data.decode import IMAGE_SUFFIXES, file_of
 from vit.data.tables import PATH_COLUMNS, fault, read_rows, text_of
 from vit.data.tars import members, tars_in
 from vit.errors import DataError, display_path
@@ -43,11 +43,16 @@ class LeftOut:
 
 @dataclass
 class Found:
-    """Pictures by split and class: `splits[split][class]` lists paths. Empty class folders are kept as empty lists."""
+    """Pictures by split and class: `splits[split][class]` lists paths. Empty class folders are kept as empty lists.
+
+    `root` is the folder, tar or list that was asked for.
+    """
 
     root: str
     splits: dict[str, dict[str, list[str]]]
     left_out: list[LeftOut] = field(default_factory=list)
+    folder: str | None = None
+    """where the pictures of a list are, if not within `root`"""
 
     @property
     def training(self) -> dict[str, list[str]]:
@@ -241,7 +246,7 @@ def _fit(candidates: list[os.DirEntry[str]]) -> tuple[list[str], list[LeftOut]]:
 def unfit(file: os.DirEntry[str] | str) -> str | None:
     """Why a file cannot be a picture, as far as this shows without opening it; None when it can."""
     try:
-        status = os.stat(file) if isinstance(file, str) else file.stat()
+        status = os.stat(file_of(file)) if isinstance(file, str) else file.stat()
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         return (getattr(error, "strerror", None) or str(error)).lower()
     if not stat.S_ISREG(status.st_mode):
@@ -262,7 +267,7 @@ def _summarise_others(found: Found) -> None:
 
 def _find_in_list(path: str) -> Found:
     root = os.path.dirname(path)
-    found = Found(root, {})
+    found = Found(path, {}, folder=root)
     for line, row in read_rows(path):
         name = text_of(row, PATH_COLUMNS, path, line)
         label = text_of(row, _LABEL_COLUMNS, path, line)

@@ -92,8 +92,8 @@ def list_evaluation_questions(
     Texts of other answers are left out and counted in `unknown`. Raises `DataError` when no answer is known.
     """
     listing = _find(data, images)
-    chosen = choose_split(listing.root, listing.splits, split)
-    listing.splits = {"test" if chosen == UNSPLIT else chosen: listing.splits[chosen]}
+    chosen = choose_split(os.path.abspath(data), listing.splits, split)
+    listing.splits = {chosen: listing.splits[chosen]}
     listing.classes = tuple(classes)
     listing = _known(listing)
     if not any(listing.splits.values()):

@@ -49,15 +49,28 @@ def read_corpus(data: str | os.PathLike[str], *, val_fraction: float) -> Corpus:
     train = texts.get(UNSPLIT) or texts["train"]
     val = texts.get("val")
     if val is None:
-        cut = int(len(train) * (1 - val_fraction))
-        train, val = train[:cut], train[cut:]
+        train, val = _cut(train, val_fraction)
     return Corpus(root, train, val, texts.get("test", ""))
 
 
-def read_evaluation_corpus(data: str | os.PathLike[str], *, split: str | None = None) -> str:
-    """Read the text of exactly one split to measure on: `split`, or test, else val; a file alone is taken whole."""
-    root, texts = _read_texts(data, beside=False)
-    return texts[choose_split(root, texts, split)]
+def read_evaluation_corpus(
+    data: str | os.PathLike[str], *, split: str | None = None, val_fraction: float | None = None
+) -> tuple[str, str]:
+    """Read the text of exactly one split to measure on: `split`, or test, else val; returns its name, and the text.
+
+    A file alone has but one, `UNSPLIT`; with `val_fraction`, it has the train and val that `read_corpus` makes of it.
+    """
+    _, texts = _read_texts(data, beside=val_fraction is not None)
+    if val_fraction is not None and UNSPLIT in texts:
+        texts = dict(zip(("train", "val"), _cut(texts[UNSPLIT], val_fraction), strict=True))
+    name = choose_split(os.path.abspath(data), texts, split)
+    return name, texts[name]
+
+
+def _cut(text: str, val_fraction: float) -> tuple[str, str]:
+    """What is to be trained on, and the end, which is held out."""
+    place = int(len(text) * (1 - val_fraction))
+    return text[:place], text[place:]
 
 
 class Pair(NamedTuple):
@@ -99,10 +112,10 @@ def list_pairs(data: str | os.PathLike[str], *, val_fraction: float, test_fracti
 
 
 def list_evaluation_pairs(data: str | os.PathLike[str], *, split: str | None = None) -> PairListing:
-    """List pairs to measure on, in exactly one split: `split`, or test, else val; all count as test."""
+    """List pairs to measure on, in exactly one split: `split`, or test, else val, or all."""
     listing = _find_pairs(data)
-    chosen = choose_split(listing.root, listing.splits, split)
-    listing.splits = {"test" if chosen == UNSPLIT else chosen: listing.splits[chosen]}
+    chosen = choose_split(os.path.abspath(data), listing.splits, split)
+    listing.splits = {chosen: listing.splits[chosen]}
     return listing
 
 

@@ -44,12 +44,14 @@ _PARTS = Path(__file__).with_suffix("")  # page.html and what belongs into it
 class Patches:
     """A picture as tokens: `prefix` names those that stand for no patch, then the patches row by row.
 
-    `pixels` uint8 [height, width, 3] are what the model saw, `grid` the rows and columns of patches.
+    `pixels` uint8 [height, width, 3] are what the model saw, `grid` the rows and columns of patches. A class token asks
+    at first where the model pools by it (`pools`).
     """
 
     pixels: np.ndarray
     grid: tuple[int, int]
     prefix: tuple[str, ...] = ()
+    pools: bool = True
 
 
 @dataclass(frozen=True)
@@ -391,6 +393,7 @@ def _described_tokens(tokens: Patches | Words) -> dict[str, Any]:
         "grid": tokens.grid,
         "size": tokens.pixels.shape[:2],
         "prefix": [display_path(name) for name in tokens.prefix],
+        "pools": tokens.pools,
         "picture": _data_url(picture, "PNG" if picture.width * picture.height <= 2**16 else "JPEG"),
         "thumbnail": _data_url(small, "JPEG"),
     }
@@ -434,7 +437,8 @@ def patches_of(network: VisionTransformer, pixels: np.ndarray) -> Patches:
     a = network.architecture
     grid = (pixels.shape[0] // a.patch_size[0], pixels.shape[1] // a.patch_size[1])
     registers = [f"register {number + 1}" for number in range(a.registers)]
-    return Patches(pixels, grid, (*["class"] * a.class_token, *["distillation"] * a.distilled, *registers))
+    prefix = (*["class"] * a.class_token, *["distillation"] * a.distilled, *registers)
+    return Patches(pixels, grid, prefix, pools=a.pool == "class")
 
 
 def _first(record: Record) -> Record:

@@ -42,7 +42,8 @@ def build_network(model: ModelFile, weights: Weights | None = None, *, source: o
 def require_kind(model: ModelFile, kinds: Sequence[str], source: object = "model") -> None:
     """Raise ModelFileError, saying what the model is for, where it is none of `kinds`."""
     if model.kind not in kinds:
-        wanted = " or ".join(USES[kind].partition(":")[0] for kind in kinds)
+        # where there are many, they are all that have to do with words
+        wanted = " or ".join(USES[kind].partition(":")[0] for kind in kinds) if kinds[3:] == () else "a model of words"
         there = USES.get(model.kind, f"of kind {model.kind!r}, which this version does not know")
         if model.kind == "classifier" and "captioner" in kinds:
             start = f"vit train CAPTIONS --task caption --model.init {display_path(source)}"

@@ -123,7 +123,7 @@ def _model_in(path: Path) -> Path:
     for name in candidates:
         if (path / name).is_file():
             return path / name
-    raise ModelFileError(f"{display_path(path)}: no run folder, it holds none of {', '.join(candidates)}")
+    raise ModelFileError(f"{display_path(path)}: no model in it, that is none of {', '.join(candidates)}")
 
 
 def _read_safetensors(path: Path) -> ModelFile:

@@ -18,21 +18,23 @@ def uniform_soup(states: Sequence[Mapping[str, Tensor]]) -> State:
     return {name: _mean([state[name] for state in states]) for name in states[0]}
 
 
-def greedy_soup(states: Sequence[Mapping[str, Tensor]], score: Callable[[State], float]) -> tuple[State, list[int]]:
+def greedy_soup(
+    states: Sequence[Mapping[str, Tensor]], score: Callable[[State, Sequence[int]], float]
+) -> tuple[State, list[int]]:
     """Go through the states, best first, and keep each whose addition does not lower the score of the average.
 
     Returns the average, and the indices of `states` that went in, in that order (recipe 1 of the paper). Of equal
-    states the earlier comes first. `score`, the higher the better, is asked once for every state and once for every
-    addition but the first. The result never scores lower than the best single state. Raises as `uniform_soup`,
-    before any score is asked for.
+    states the earlier comes first. `score`, the higher the better, of an average and the indices of the states in it,
+    is asked once for every state and once for every addition but the first. The result never scores lower than the best
+    single state. Raises as `uniform_soup`, before any score is asked for.
     """
     _check_alike(states)
-    alone = [score(dict(state)) for state in states]
+    alone = [score(dict(state), [index]) for index, state in enumerate(states)]
     first, *others = sorted(range(len(states)), key=lambda i: alone[i], reverse=True)
     kept, soup, best = [first], uniform_soup([states[first]]), alone[first]
     for index in others:
         tried = uniform_soup([states[i] for i in (*kept, index)])
-        if (value := score(tried)) >= best:
+        if (value := score(tried, [*kept, index])) >= best:
             kept, soup, best = [*kept, index], tried, value
     return soup, kept
 

@@ -441,7 +441,7 @@ function buildView() {
     made.append(share);
     chips.push(made);
   };
-  if (name) view.tokens[name].prefix.forEach((label, index) => chip(label, name, index));
+  if (name) view.tokens[name].prefix.forEach((label, index) => chip(label === "class" ? "class token" : label, name, index));
   for (const [set, tokens] of Object.entries(view.tokens)) {
     if (tokens.kind === "words" && tokens.words.length === 1 && name) chip(tokens.words[0], set, 0);
   }
@@ -558,18 +558,18 @@ function switchTo(index, token = null, direction = "to") {
   change({ token: Math.min(count - 1, Math.max(first, token === null ? (set === sourceName() && isSame ? state.token : firstToken(set)) : token)) });
 }
 
-// What asks at first: a class token; without one, the patch in the middle; of words, the last.
 // The first word that asks: before it stands what the model only reads.
 function firstWord() {
   const name = textName();
   return countOf(view.tokens[name]) - Math.max(...view.attentions.filter((a) => a.queries === name).map((a) => a.n));
 }
 
+// What asks at first: a class token that the model pools by; without one, the patch in the middle; of words, the last.
 function firstToken(set) {
   const tokens = view.tokens[set];
   if (tokens.kind === "words") return tokens.words.length - 1;
   const [rows, columns] = tokens.grid;
-  return tokens.prefix.includes("class") ? 0 : tokens.prefix.length + Math.floor(rows / 2) * columns + Math.floor(columns / 2);
+  return tokens.pools && tokens.prefix.includes("class") ? 0 : tokens.prefix.length + Math.floor(rows / 2) * columns + Math.floor(columns / 2);
 }
 
 // A token was pointed at: it asks; where it can only answer, the direction turns or another attention takes over.
