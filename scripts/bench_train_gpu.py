@@ -54,7 +54,8 @@ from vit.models.vision import VisionTransformer
 from vit.tasks.callbacks import Finite, Speed
 from vit.tasks.classify import Classify
 from vit.tasks.config import Config, OptimConfig, TrainConfig
-from vit.tasks.run import fit, flops_per_image, make_task, make_trainer, prepare_folder, set_up
+from vit.tasks.lock import prepare_folder
+from vit.tasks.run import fit, flops_per_image, make_task, make_trainer, set_up
 
 STEPS = 12
 WARM_UP = 8

@@ -16,7 +16,8 @@ from vit.models.architecture import ModelConfig
 from vit.tasks.callbacks import Pictures
 from vit.tasks.classify import Classify
 from vit.tasks.config import Config, LossConfig, OptimConfig, ScheduleConfig, TrainConfig, TuneConfig
-from vit.tasks.run import Setup, describe_folder, fit, make_task, make_trainer, prepare_folder, set_up
+from vit.tasks.lock import prepare_folder
+from vit.tasks.run import Setup, describe_folder, fit, make_task, make_trainer, set_up
 
 NAMES = {"red": (200, 40, 40), "blue": (40, 40, 200)}
 

@@ -98,6 +98,10 @@ def _main(argv: list[str]) -> int:
     if len(data) > 1:
         raise ConfigError(f"vit train takes one DATA, got {len(data)}: {', '.join(map(display_path, data))}")
     run = run_folder(data[0] if data else None, out, config)
+    if not resume and (run / "model.safetensors").is_file():  # told at once, not after a look at all pictures
+        from vit.tasks.lock import refuse_used
+
+        refuse_used(run)
     while True:
         try:
             return _train(data[0] if data else None, config, run, resume=resume, changes=changes)
@@ -333,8 +337,7 @@ def folder_of(run: Path, resume: bool) -> Iterator[None]:
 
     Raises ConfigError where another run is in it, or, of a new run, anything at all.
     """
-    from vit.tasks.lock import LOCK, locked
-    from vit.tasks.run import prepare_folder
+    from vit.tasks.lock import LOCK, locked, prepare_folder
 
     new = not resume and not (run / LOCK).exists()
     if new:

@@ -1,8 +1,9 @@
-"""One run in a folder at a time."""
+"""The folder of a run: empty when it begins, and of one run at a time."""
 
 import contextlib
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from datetime import datetime
@@ -17,6 +18,46 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+
+_BEGUN = {"config.yaml", "classes.json", "split.csv", "data.json", "tokenizer.json", "environment.json"}
+_BEGUN |= {"checkpoints", "tensorboard", "metrics.csv", "log.txt", LOCK}
+
+
+def prepare_folder(run: Path) -> None:
+    """Make an empty run folder; that of a run which ended before it saved anything keeps its log alone.
+
+    Raises ConfigError where there is something else in it already.
+    """
+    if _only_begun(run):
+        for entry in run.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name not in (LOCK, "log.txt"):
+                entry.unlink()
+    else:
+        refuse_used(run)
+    try:
+        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (run / "checkpoints" / ".writable").touch()
+        (run / "checkpoints" / ".writable").unlink()
+    except OSError as error:
+        raise ConfigError(f"--out {display_path(run)}: {(error.strerror or str(error)).lower()}") from error
+
+
+def refuse_used(run: Path) -> None:
+    """Raise ConfigError for a folder that holds anything, but for a run that has only begun."""
+    if run.is_dir() and any(entry.name != LOCK for entry in run.iterdir()) and not _only_begun(run):
+        saved = (run / "checkpoints" / "last.ckpt").is_file()
+        remedy = "name another, or go on with its run by --resume" if saved else "name another, or empty it"
+        raise ConfigError(f"--out {display_path(run)}: not empty; {remedy}")
+
+
+def _only_begun(run: Path) -> bool:
+    """Whether a folder holds what a run writes before its first checkpoint, and nothing else."""
+    if not (run / "checkpoints").is_dir() or not (run / "log.txt").is_file():
+        return False
+    kept = [path for path in (run / "checkpoints").iterdir() if not path.name.endswith(".part")]
+    return not kept and all(entry.name in _BEGUN or entry.name.endswith(".part") for entry in run.iterdir())
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ import logging
 import os
 import platform
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -33,7 +32,7 @@ from vit.data.decode import picture_size
 from vit.data.folders import SHARDS, Listing, Sample, write_split
 from vit.data.module import EpochData, ImageFolderData
 from vit.data.shards import ShardListing
-from vit.errors import ConfigError, OutOfMemory, UnreadableImage, display_path, is_out_of_memory
+from vit.errors import ConfigError, OutOfMemory, UnreadableImage, is_out_of_memory
 from vit.files import write_text
 from vit.models.architecture import ModelConfig, VisionArchitecture, pick
 from vit.models.build import architecture_from, image_encoder, start_from
@@ -49,7 +48,6 @@ from vit.tasks.config import Config
 from vit.tasks.devices import settled_precision
 from vit.tasks.events import Events
 from vit.tasks.keeper import Best, Keeper, Patience, rewind
-from vit.tasks.lock import LOCK
 from vit.tasks.rows import from_all_processes
 from vit.tasks.tune import Unfreeze, prepare
 
@@ -331,41 +329,6 @@ def export(run: Path) -> ModelFile:
     model = read_model(best if best.exists() else last)
     save_model(model, run / "model.safetensors")
     return model
-
-
-_BEGUN = {"config.yaml", "classes.json", "split.csv", "data.json", "tokenizer.json", "environment.json"}
-_BEGUN |= {"checkpoints", "tensorboard", "metrics.csv", "log.txt", LOCK}
-
-
-def prepare_folder(run: Path) -> None:
-    """Make an empty run folder; that of a run which ended before it saved anything keeps its log alone.
-
-    Raises ConfigError where there is something else in it already.
-    """
-    if _only_begun(run):
-        for entry in run.iterdir():
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            elif entry.name not in (LOCK, "log.txt"):
-                entry.unlink()
-    elif run.is_dir() and any(entry.name != LOCK for entry in run.iterdir()):
-        saved = (run / "checkpoints" / "last.ckpt").is_file()
-        remedy = "name another, or go on with its run by --resume" if saved else "name another, or empty it"
-        raise ConfigError(f"--out {display_path(run)}: not empty; {remedy}")
-    try:
-        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (run / "checkpoints" / ".writable").touch()
-        (run / "checkpoints" / ".writable").unlink()
-    except OSError as error:
-        raise ConfigError(f"--out {display_path(run)}: {(error.strerror or str(error)).lower()}") from error
-
-
-def _only_begun(run: Path) -> bool:
-    """Whether a folder holds what a run writes before its first checkpoint, and nothing else."""
-    if not (run / "checkpoints").is_dir() or not (run / "log.txt").is_file():
-        return False
-    kept = [path for path in (run / "checkpoints").iterdir() if not path.name.endswith(".part")]
-    return not kept and all(entry.name in _BEGUN or entry.name.endswith(".part") for entry in run.iterdir())
 
 
 def describe_folder(setup: Setup, run: Path, config_yaml: str) -> None:
