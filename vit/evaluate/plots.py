@@ -167,7 +167,7 @@ def new_figure(width: float, height: float) -> Figure:
 def save_png(figure: Figure, path: Target) -> None:
     """Write the PNG, cut or grown to what is drawn, at 150 dots an inch; and empty the figure, full of cycles."""
     with _any_script():
-        figure.savefig(path, format="png", dpi=_DOTS, bbox_inches="tight", pad_inches=0.15)
+        figure.savefig(path, format="png", dpi=_DOTS, bbox_inches="tight", pad_inches=0.15, pil_kwargs={"compress_level": 3})
     figure.clear()
 
 
@@ -233,7 +233,8 @@ def _write_counts(axes: Axes, matrix: NDArray[Any], shares: Any) -> None:
         count = int(matrix[row, column])
         text = f"{count}" if count < 100_000 else f"{count / 1e6:.2g}M"
         colour = "black" if shares[row, column] > 0.25 else "white"
-        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+        written = axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+        written.set_in_layout(False)  # it lies within its cell: measuring hundreds of them takes a while
 
 
 def _name_ticks(axes: Axes, names: list[str]) -> None:
