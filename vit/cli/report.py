@@ -106,6 +106,8 @@ def _start_rows(setup: Setup) -> list[tuple[str, str]]:
     there, here = len(setup.start.classes), len(setup.listing.classes)
     had = f"the weights know {there} others" if there else "the weights have none"
     head = f"new, for {here} classes; {had}" if setup.new_head else f"of the weights, for the same {here} classes"
+    if setup.config.tune.method == "probe":
+        head = f"fitted on the weights' features, for {here} classes"
     return [("weights", display_path(f"{setup.config.model.init}{licence}")), ("head", head)]
 
 
