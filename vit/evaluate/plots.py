@@ -167,7 +167,8 @@ def new_figure(width: float, height: float) -> Figure:
 def save_png(figure: Figure, path: Target) -> None:
     """Write the PNG, cut or grown to what is drawn, at 150 dots an inch; and empty the figure, full of cycles."""
     with _any_script():
-        figure.savefig(path, format="png", dpi=_DOTS, bbox_inches="tight", pad_inches=0.15, pil_kwargs={"compress_level": 3})
+        quick = {"compress_level": 3}
+        figure.savefig(path, format="png", dpi=_DOTS, bbox_inches="tight", pad_inches=0.15, pil_kwargs=quick)
     figure.clear()
 
 
