@@ -24,9 +24,8 @@ def train(data: Path, val: float = 0.2, test: float = 0.0, seed: int = 0) -> Lis
 
 
 def names(listing: Listing, split: str) -> list[tuple[str, str]]:
-    """(class, path below the root, or beside the list) of each sample."""
-    root = listing.root if os.path.isdir(listing.root) else os.path.dirname(listing.root)
-    return [(listing.classes[s.label], os.path.relpath(s.path, root)) for s in listing.splits[split]]
+    """(class, path below the root) of each sample."""
+    return [(listing.classes[s.label], os.path.relpath(s.path, listing.root)) for s in listing.splits[split]]
 
 
 def counts(listing: Listing) -> dict[str, int]:
@@ -202,6 +201,7 @@ def test_a_csv_list_is_read_by_its_column_names(tmp_path, columns):
     listing = train(tmp_path / "list.csv")
     assert listing.classes == ("a dog", "cat")
     assert counts(listing) == {"train": 2, "val": 2}
+    assert (listing.name, listing.root) == (str(tmp_path / "list.csv"), str(tmp_path))
 
 
 def test_a_jsonl_list_with_splits_is_taken_as_it_is(tmp_path):

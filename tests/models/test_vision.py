@@ -274,3 +274,15 @@ def test_patch_dropout_keeps_some_patches_of_each_picture_in_random_order() -> N
     assert some_patches(tokens, 3, 0.99).shape[1] == 4
     with pytest.raises(ConfigError, match="patch_dropout: must be 0 with rope"):
         replace(TINY, patch_dropout=0.5, rope=Rope("grid"))
+
+
+def test_tables_of_other_grids_are_kept_but_not_of_all_sizes_there_are() -> None:
+    model = build(rope=Rope("mixed"))
+    rows, columns = model.architecture.patch_size
+    model(torch.zeros(1, 3, rows, columns))
+    (table,) = model._tables.values()
+    model(torch.zeros(1, 3, rows, columns))
+    assert next(iter(model._tables.values())) is table
+    for count in range(2, 70):
+        model(torch.zeros(1, 3, rows, count * columns))
+    assert len(model._tables) <= 64

@@ -24,7 +24,7 @@ def before_training(setup: Setup, network: VisionTransformer, run: Path, samples
     parameters = sum(p.numel() for p in network.parameters())
     name = "" if config.model.init else f"{config.model.name}, "
     rows = [
-        ("data", display_path(listing.root)),
+        ("data", display_path(listing.name)),
         ("pictures", splits),
         ("classes", f"{len(listing.classes)}, with {_range(few, many)} training pictures each"),
         ("left out", _left_out(setup)),

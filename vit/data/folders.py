@@ -51,6 +51,13 @@ class Listing:
     left_out: list[LeftOut] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)
     """pictures of each class in the data that `classes` lacks; they are in no split"""
+    table: str | None = None
+    """the list that names the pictures, where they do not come by folders"""
+
+    @property
+    def name(self) -> str:
+        """What was asked for."""
+        return self.table or self.root
 
 
 @contextlib.contextmanager
@@ -90,13 +97,13 @@ def list_training(data: str | os.PathLike[str], *, val_fraction: float, test_fra
     for split in shares:
         tables[split] = {}
     for name in classes:
-        for split, held in hold_out(train[name], shares, found.folder or found.root, seed).items():
+        for split, held in hold_out(train[name], shares, found.root, seed).items():
             tables[split][name] = held
     splits: dict[str, list[Sample]] = {
         split: [Sample(path, label) for label, name in enumerate(classes) for path in tables[split].get(name, [])]
         for split in sorted(tables, key=("train", "val", "test").index)
     }
-    return Listing(found.root, classes, splits, found.left_out)
+    return Listing(found.root, classes, splits, found.left_out, table=found.table)
 
 
 @_uncollected()
@@ -114,9 +121,9 @@ def list_evaluation(data: str | os.PathLike[str], classes: Sequence[str], *, spl
         chosen = choose_split(shards.root, shards.splits, split)
         return replace(shards, splits={chosen: shards.splits[chosen]})
     found = _found(data)
-    chosen = choose_split(found.root, found.splits, split)
+    chosen = choose_split(found.name, found.splits, split)
     pictures = {name: paths for name, paths in found.splits[chosen].items() if paths}
-    root = display_path(found.root)
+    root = display_path(found.name)
     if not pictures:
         raise DataError(f"{root}: no pictures{'' if chosen == UNSPLIT else f' in {chosen}'}")
     unknown = {name: len(pictures[name]) for name in sorted(pictures) if name not in classes}
@@ -124,7 +131,7 @@ def list_evaluation(data: str | os.PathLike[str], classes: Sequence[str], *, spl
         there, expected = display_path(_few(list(unknown))), display_path(_few(classes))
         raise DataError(f"{root}: has none of the model's classes; it has {there}, the model knows {expected}")
     samples = [Sample(path, label) for label, name in enumerate(classes) for path in pictures.get(name, [])]
-    return Listing(found.root, tuple(classes), {chosen: samples}, found.left_out, unknown)
+    return Listing(found.root, tuple(classes), {chosen: samples}, found.left_out, unknown, found.table)
 
 
 def write_split(listing: Listing, path: str | os.PathLike[str]) -> None:
@@ -154,7 +161,7 @@ def read_split(path: str | os.PathLike[str], classes: Sequence[str]) -> Listing:
         splits.setdefault(split, []).append(Sample(file, labels[label]))
     if "train" not in splits:
         raise DataError(f"{display_path(name)}: no pictures to train on")
-    return Listing(name, tuple(classes), splits)
+    return Listing(os.path.dirname(name), tuple(classes), splits, table=name)
 
 
 def find_images(paths: Iterable[str]) -> Iterator[str]:
@@ -170,7 +177,7 @@ def find_images(paths: Iterable[str]) -> Iterator[str]:
 
 def training_problems(found: Found) -> list[str]:
     """Why the pictures found cannot train a classifier, a line a reason; nothing when they can."""
-    root = display_path(found.root)
+    root = display_path(found.name)
     train = found.training
     if found.splits and not {UNSPLIT, "train"} & found.splits.keys():
         return [f"{root}: has {' and '.join(sorted(found.splits))} but no train"]

@@ -45,14 +45,18 @@ class LeftOut:
 class Found:
     """Pictures by split and class: `splits[split][class]` lists paths. Empty class folders are kept as empty lists.
 
-    `root` is the folder, tar or list that was asked for.
+    `root` is the folder that all paths are within, or the folder of `table`, a list of pictures.
     """
 
     root: str
     splits: dict[str, dict[str, list[str]]]
     left_out: list[LeftOut] = field(default_factory=list)
-    folder: str | None = None
-    """where the pictures of a list are, if not within `root`"""
+    table: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What was asked for."""
+        return self.table or self.root
 
     @property
     def training(self) -> dict[str, list[str]]:
@@ -267,7 +271,7 @@ def _summarise_others(found: Found) -> None:
 
 def _find_in_list(path: str) -> Found:
     root = os.path.dirname(path)
-    found = Found(path, {}, folder=root)
+    found = Found(root, {}, table=path)
     for line, row in read_rows(path):
         name = text_of(row, PATH_COLUMNS, path, line)
         label = text_of(row, _LABEL_COLUMNS, path, line)

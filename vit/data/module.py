@@ -152,7 +152,7 @@ class ImageFolderData(EpochData):
         rank, world = self._place()
         samples = self._samples("val")
         if len(samples) < world:  # Lightning would wait for ever for the device without any
-            raise DataError(f"{display_path(self.listing.root)}: {len(samples)} pictures for val on {world} devices")
+            raise DataError(f"{display_path(self.listing.name)}: {len(samples)} pictures for val on {world} devices")
         dataset = ImageDataset(samples, EvaluationTransform(self.preprocessing), max_pixels=self._data.max_pixels)
         sampler = ExactSampler(len(samples), rank=rank, world=world)
         self._keep(dataset, "val")
@@ -193,5 +193,5 @@ class ImageFolderData(EpochData):
         """The pictures of `split`; DataError where there are none."""
         samples = self.listing.splits.get(split, [])
         if not samples:
-            raise DataError(f"{display_path(self.listing.root)}: no pictures for {split}")
+            raise DataError(f"{display_path(self.listing.name)}: no pictures for {split}")
         return samples

@@ -31,6 +31,9 @@ from vit.nn import (
     sincos_2d,
 )
 
+_TABLES = 64
+"""tables of grids that a model keeps, at the most: pictures may come in any size"""
+
 
 class VisionTransformer(Transformer):
     """Pictures -> patches -> tokens with positions -> blocks -> pool -> head.
@@ -196,6 +199,8 @@ class VisionTransformer(Transformer):
         a = self.architecture
         key = (kind, grid, self.patch_embed.proj.weight.device, dtype)
         if key not in self._tables:
+            if len(self._tables) == _TABLES:
+                self._tables.clear()
             with torch.inference_mode(False):  # training must be able to use what validation made
                 if kind == "sincos":
                     made = sincos_2d(*grid, a.dim)[None]
