@@ -41,7 +41,7 @@ def test_an_unknown_command_like_no_other_points_to_the_help(refused: Any, word:
         (["train", "A", "--resume"], "--resume needs --out"),
         (["evaluate"], "the following arguments are required: MODEL, DATA; see vit evaluate --help"),
         (["evaluate", "A"], "the following arguments are required: DATA"),
-        (["evaluate", "A", "B", "--splt", "val"], "unrecognized arguments: --splt"),
+        (["evaluate", "A", "B", "--splt", "val"], "unrecognized arguments: --splt val; did you mean --split?"),
         (["evaluate", "A", "B", "--split", "dev"], "argument --split: invalid choice: 'dev'"),
         (["evaluate", "A", "B", "--batch-size", "x"], "argument --batch-size: invalid int value: 'x'"),
         (["evaluate", "A", "B", "--batch-size", "0"], "batch_size: must be at least 1, got 0"),

@@ -122,6 +122,16 @@ def test_a_model_without_classes_has_features_and_no_predictions(
     assert "the model has no classes" in refused("predict", model, picture, "--device", "cpu", code=2)[-120:]
 
 
+def test_an_export_does_not_replace_what_is_there(vit: Any, refused: Any, trained_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "timm"
+    assert vit("export", trained_run, "--out", folder).code == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert f"--out {folder}: not empty; choose another folder" in refused(
+        "export", trained_run, "--out", folder, code=2
+    )
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_a_soup_of_a_run_with_itself_is_the_run(
     vit: Any, trained_run: Path, colour_folder: Path, tmp_path: Path
 ) -> None:

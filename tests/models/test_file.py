@@ -285,11 +285,11 @@ def test_a_missing_file_is_named(name: str, tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").mkdir()
-    assert "no run folder" in refusal(tmp_path)
+    assert "no model in it" in refusal(tmp_path)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.safetensors")
     assert refusal(tmp_path / "model.safetensors") == ": not a regular file"
-    assert "no run folder" in refusal(tmp_path)
+    assert "no model in it" in refusal(tmp_path)
