@@ -67,7 +67,6 @@ PICTURE = VisionArchitecture((SIDE, SIDE), (8, 8), dim=48, depth=1, heads=2, hid
 def waited(task: Task, batch: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Where the second step of a task waits; the first may, to make what is kept."""
     task.train()
-    groups = parameter_groups(task.network, task.depth, task.config.optim)
     progress = SimpleNamespace(total_batch_idx=7)
     trainer: Any = SimpleNamespace(
         fit_loop=SimpleNamespace(epoch_loop=progress),
