@@ -21,7 +21,7 @@ from vit.explain.methods import (
 )
 from vit.models.architecture import Rope, VisionArchitecture
 from vit.models.vision import VisionTransformer
-from vit.nn import MLP, Attention, Block, Trace, Transformer
+from vit.nn import MLP, Attention, Block, Record, Trace, Transformer
 
 TINY = VisionArchitecture((16, 24), (8, 8), dim=32, depth=3, heads=4, hidden=48, classes=5)
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -131,14 +131,15 @@ def test_generic_attention_equals_the_product_of_all_layers(name: str, monkeypat
 
 
 def test_gradient_rollout_equals_the_product_of_all_layers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in vit-explain's `grad_rollout`: the mean of gradient times attention over the heads, then no negatives."""
     model, x = build(**VARIANTS[name]), images()
     matrices, gradients, _ = plain(model, x, monkeypatch)
-    weighed = [(m * g).clamp(min=0) for m, g in zip(matrices, gradients, strict=True)]
+    fused = [(m * g).mean(dim=1).clamp(min=0) for m, g in zip(matrices, gradients, strict=True)]
     whole = torch.eye(matrices[0].shape[-1]).expand(2, -1, -1)
-    for matrix in weighed[:3]:
-        one = torch.eye(whole.shape[-1]) + matrix.mean(dim=1)
+    for matrix in fused[:3]:
+        one = torch.eye(whole.shape[-1]) + matrix
         whole = one / one.sum(dim=-1, keepdim=True) @ whole
-    start = plain_start(model, matrices, weighed[-1])
+    start = plain_start(model, matrices, fused[-1][:, None])
     close(
         attention_maps(model, x, method="gradient-rollout"), (start[:, None] @ whole)[:, 0], model.architecture.prefix
     )
@@ -194,12 +195,33 @@ def test_grad_cam_weighs_channels_by_their_mean_gradient() -> None:
     trace = Trace()
     scores = model(x, trace=trace)
     tokens = trace.tokens[-2]
+    torch.testing.assert_close(trace.embedded, model.embed(x))
     (gradient,) = torch.autograd.grad(scores.max(dim=1).values.sum(), tokens)
     expected = torch.zeros(2, tokens.shape[1])
     for b in range(2):
         for n in range(tokens.shape[1]):
             expected[b, n] = max(0.0, (tokens[b, n] * gradient[b, 2:].mean(dim=0)).sum().item())
     close(attention_maps(model, x, method="grad-cam"), expected, 2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_no_method_is_blind_to_the_patches_of_a_shallow_model(name: str, method: str, depth: int) -> None:
+    """After the last block, patches that are not pooled have no gradient: Grad-CAM must take tokens before it."""
+    model = build(depth=depth, **VARIANTS[name])
+    values = attention_maps(model, images(8), method=method, steps=4).values.flatten(1)
+    assert values.isfinite().all()
+    assert (values.amax(dim=1) > values.amin(dim=1)).any()
+
+
+def test_grad_cam_of_one_block_takes_the_tokens_before_it() -> None:
+    model, x = build(depth=1), images(8)
+    embedded = model.embed(x).detach().requires_grad_()
+    scores = model.score(model.transform(embedded))
+    (gradient,) = torch.autograd.grad(scores.max(dim=1).values.sum(), embedded)
+    expected = (embedded * gradient[:, 1:].mean(dim=1, keepdim=True)).sum(dim=2).clamp(min=0).detach()
+    assert expected[:, 1:].any()
+    close(attention_maps(model, x, method="grad-cam"), expected, 1)
 
 
 def test_integrated_gradients_add_up_to_the_gain_in_score() -> None:
@@ -211,22 +233,50 @@ def test_integrated_gradients_add_up_to_the_gain_in_score() -> None:
     torch.testing.assert_close(maps.values.sum(dim=(1, 2)), gain, rtol=0.01, atol=0.01)
 
 
-def test_fusions_and_discarded_weights_equal_loops() -> None:
-    model, trace = build(), Trace()
+@pytest.mark.parametrize("fusion", ["mean", "max", "min"])
+@pytest.mark.parametrize("discard", [0.0, 0.45, 0.9])
+def test_fusions_add_the_residual_before_rows_are_scaled(fusion: Any, discard: float) -> None:
+    """vit-explain's order: fuse the heads, discard, add the identity, scale each row to one; layer by layer."""
+    model, trace = build(depth=4), Trace()
     with torch.no_grad():
         model(images(1), trace=trace)
-    matrices = [record.rows()[0] for record in trace.self_attention]
-    start = torch.zeros(1, 7)
-    start[0, 0] = 1
-    for fusion, fuse in (("max", torch.amax), ("min", torch.amin), ("mean", torch.mean)):
-        row = start[0]
-        for matrix in reversed(matrices):
-            fused = fuse(matrix, dim=0)  # type: ignore[operator]
-            for line in fused:
-                line[line.argsort()[:3]] = 0.0
-            row = 0.5 * row + 0.5 * row @ (fused / fused.sum(dim=1, keepdim=True))
-        ours = rollout(trace.self_attention, start, fusion=fusion, discard=0.45)  # type: ignore[arg-type]
-        torch.testing.assert_close(ours[0], row, rtol=1e-5, atol=1e-6)
+    product = [[float(i == j) for j in range(7)] for i in range(7)]
+    for record in trace.self_attention:
+        heads = record.rows()[0].tolist()
+        layer = []
+        for i in range(7):
+            row = []
+            for j in range(7):
+                weights = [head[i][j] for head in heads]
+                row.append({"mean": sum(weights) / len(weights), "max": max(weights), "min": min(weights)}[fusion])
+            for j in sorted(range(7), key=row.__getitem__)[: int(discard * 7)]:
+                row[j] = 0.0
+            row[i] += 1.0
+            layer.append([value / sum(row) for value in row])
+        product = [[sum(layer[i][k] * product[k][j] for k in range(7)) for j in range(7)] for i in range(7)]
+    for query in range(7):
+        ours = rollout(trace.self_attention, torch.eye(7)[None, query], fusion=fusion, discard=discard)
+        torch.testing.assert_close(ours[0], torch.tensor(product[query]), rtol=1e-5, atol=1e-6)
+        assert ours.sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_row_without_weight_leaves_its_part_of_the_map_with_the_token() -> None:
+    """Heads that look at different tokens alone have a minimum of 0 everywhere."""
+    q = torch.zeros(1, 2, 3, 4)
+    q[..., 0] = 1e4
+    k = torch.zeros(1, 2, 3, 4)
+    k[:, 0, 1, 0] = k[:, 1, 2, 0] = 1.0
+    record = Record(q, k, k, q, None, causal=False)
+    assert not record.rows().amin(dim=1).any()
+    start = torch.tensor([[0.5, 0.25, 0.25]])
+    assert torch.equal(rollout([record, record], start, fusion="min"), start)
+
+
+def test_equal_weights_are_discarded_together_or_not_at_all() -> None:
+    zeros = torch.zeros(1, 2, 4, 4)
+    record = Record(zeros, zeros, zeros, zeros, None, causal=False)
+    start = torch.eye(4)[None, 0]
+    torch.testing.assert_close(rollout([record], start, discard=0.5), rollout([record], start))
 
 
 def test_fusion_and_discard_can_be_asked_for() -> None:

@@ -1,5 +1,7 @@
 """Which parameter learns how fast: layers, decay, groups, and what an optimizer makes of them."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -50,13 +52,43 @@ def test_layers_count_from_the_embeddings_through_the_blocks_to_the_head(network
     }
     for block in range(DEPTH):
         inside = {name for name in layers if name.startswith(f"blocks.{block}.")}
-        assert inside == {name for name, layer in layers.items() if layer == block + 1}
-    assert {name.partition(".")[0] for name, layer in layers.items() if layer == DEPTH + 1} == {
-        "norm",
-        "attn_pool",
-        "head",
-    }
+        final = {name for name in layers if name.startswith("norm.") and block == DEPTH - 1}
+        assert inside | final == {name for name, layer in layers.items() if layer == block + 1}
+    behind = {name.partition(".")[0] for name, layer in layers.items() if layer == DEPTH + 1}
+    assert behind == {"attn_pool", "head"}
     assert layer_of("blocks.11.norm1.weight", 12) == 12
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("VisionTransformer", {}),
+        ("VisionTransformer", {"reg_tokens": 2, "init_values": 0.1, "qk_norm": True}),
+        ("VisionTransformer", {"global_pool": "avg", "fc_norm": True}),
+        ("VisionTransformer", {"global_pool": "avg", "fc_norm": False, "class_token": False}),
+        ("VisionTransformer", {"global_pool": "map", "class_token": False}),
+        ("VisionTransformer", {"pre_norm": True}),
+        ("VisionTransformerDistilled", {}),
+    ],
+)
+def test_layer_decay_is_timms(kind: str, changes: dict[str, Any]) -> None:
+    """Factor by factor against `param_groups_layer_decay`, whose final norm learns with the last block."""
+    import timm.models.deit
+    import timm.optim
+
+    import vit
+
+    build: Any = getattr(timm.models.deit, kind)
+    module = build(img_size=16, patch_size=8, embed_dim=16, depth=3, num_heads=2, num_classes=3, **changes)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    groups = timm.optim.param_groups_layer_decay(module, layer_decay=0.5)
+    expected = {names[id(parameter)]: group["lr_scale"] for group in groups for parameter in group["params"]}
+    network = vit.from_timm(module)
+    ours = parameter_groups(network, 3, OptimConfig(lr=1.0, layer_decay=0.5))
+    found = {name: group["lr"] for group in ours for name in group["names"]}
+    shared = found.keys() & expected.keys()
+    assert {name.partition(".")[0] for name in shared} == {name.partition(".")[0] for name in expected}
+    assert {name: found[name] for name in shared} == {name: expected[name] for name in shared}
 
 
 def test_only_matrices_decay(network: VisionTransformer) -> None:

@@ -61,7 +61,9 @@ def main(argv: list[str]) -> int:
         "--query", default="cls", help="what asks: ROW,COL of a patch (default: what the model pools by)"
     )
     parser.add_argument("--fusion", choices=FUSIONS, default="mean", help="of all heads, for rollout (default: mean)")
-    parser.add_argument("--discard", type=float, default=0.0, help="share of weights that rollout leaves out")
+    parser.add_argument(
+        "--discard", type=float, default=0.0, help="fraction of each row's weights that rollout drops, the lowest"
+    )
     parser.add_argument("--class", dest="target", metavar="NAME", help="whose map (default: the predicted class)")
     parser.add_argument("--compare", metavar="NAME,NAME", help="the difference of two classes' maps")
     parser.add_argument("--explorer", type=int, default=8, metavar="N", help="pictures in the page (default: 8)")

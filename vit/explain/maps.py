@@ -15,11 +15,13 @@ from vit.explain import FOR_A_CLASS, FUSIONS, METHODS
 from vit.explain.methods import (
     Fusion,
     attention_row,
+    clamp_then_mean,
     generic_attention,
     grad_cam,
     gradient_rollout,
     in_chunks,
     legrad_layer,
+    mean_then_clamp,
     rollout,
 )
 from vit.models.vision import VisionTransformer
@@ -29,6 +31,12 @@ Query = Literal["cls"] | tuple[int, int]
 
 ASKED_BY_A_PATCH = ("raw", "rollout", "generic", "gradient-rollout")
 """methods that can start from a patch"""
+
+
+_CARRIED_BY = {
+    "generic": (generic_attention, clamp_then_mean),
+    "gradient-rollout": (gradient_rollout, mean_then_clamp),
+}
 
 
 @dataclass(frozen=True)
@@ -170,20 +178,21 @@ def _of_a_class(
     targets = _chosen(scores, targets)
     score, records = scores.gather(1, targets[:, None]).sum(), trace.self_attention
     if method == "grad-cam":
-        tokens = trace.tokens[-2] if len(trace.tokens) > 1 else trace.tokens[-1]
+        tokens = [trace.embedded, *trace.tokens][-2]  # before the last block
+        assert tokens is not None
         (gradient,) = torch.autograd.grad(score, tokens)
         return grad_cam(tokens, gradient, prefix)[:, prefix:], targets
     if method == "legrad":
         return _legrad(model, trace, targets)[:, prefix:], targets
+    carry, fuse_heads = _CARRIED_BY[method]
     pools = trace.pool if query == "cls" else []
     gradients = torch.autograd.grad(score, [record.output for record in (*records, *pools)])
 
     def fuse(record: Record) -> Tensor:  # attention pooling is one more layer, of one query
         by_weight = gradients[-1].float() @ record.v.float().transpose(-2, -1)
-        return (record.rows() * by_weight).clamp(min=0).mean(dim=1)[:, 0]
+        return fuse_heads(record.rows(), by_weight)[:, 0]
 
     start = _start(model, trace, query, grid, fuse)
-    carry = generic_attention if method == "generic" else gradient_rollout
     return carry(records, gradients[: len(records)], start)[:, prefix:], targets
 
 

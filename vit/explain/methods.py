@@ -6,7 +6,7 @@ of attention, which is never held whole, nor kept for a gradient of its own. Let
 of one head, C queries of a chunk.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -18,6 +18,12 @@ Fusion = Literal["mean", "max", "min"]
 
 CHUNK = 2**22
 """weights of attention worked on at a time, 16 MiB of them"""
+
+_FUSE: dict[Fusion, Callable[[Tensor], Tensor]] = {
+    "mean": lambda weights: weights.mean(dim=1),
+    "max": lambda weights: weights.amax(dim=1),
+    "min": lambda weights: weights.amin(dim=1),
+}
 
 
 @torch.no_grad()
@@ -31,11 +37,14 @@ def attention_row(record: Record, query: int, head: int | None = None) -> Tensor
 def rollout(records: Sequence[Record], start: Tensor, *, fusion: Fusion = "mean", discard: float = 0.0) -> Tensor:
     """Attention rollout (Abnar and Zuidema 2020): start [B, N] -> [B, N].
 
-    A layer carries half of the map by attention and half by its residual. Heads are fused by mean, max or min, rows
-    sum to one. `discard` leaves out this share of each row's weights, the lowest ones.
+    In the order of vit-explain (Gildenblat 2020): fuse the heads by mean, max or min, set the lowest `discard` of the
+    weights to zero, add the identity for the residual, scale each row to sum to one. Its code discards from the whole
+    matrix and divides columns by the sums of rows; here each row is treated by itself, so that every query keeps as
+    many keys and the map keeps its sum.
     """
     for record in reversed(records):
-        start = (start + _attended(record, start, fusion, discard)) / 2
+        parts = ((queries, _kept(_FUSE[fusion](weights), discard)) for queries, weights in _chunks(record))
+        start = _with_residual(start, parts)
     return start
 
 
@@ -56,31 +65,47 @@ def rollout_to_context(
     return start, context
 
 
-def _attended(record: Record, start: Tensor, fusion: Fusion = "mean", discard: float = 0.0) -> Tensor:
-    """What one layer's attention makes of a map: over the queries [B, N] -> over the keys [B, M]."""
-    fuse = {"mean": lambda a: a.mean(dim=1), "max": lambda a: a.amax(dim=1), "min": lambda a: a.amin(dim=1)}[fusion]
+def _attended(record: Record, start: Tensor) -> Tensor:
+    """Carry a map through one layer's mean attention: over the queries [B, N] -> over the keys [B, M]."""
     carried = start.new_zeros(start.shape[0], record.k.shape[2])
     for queries, weights in _chunks(record):
-        rows = _kept(fuse(weights), discard)
-        rows = rows / rows.sum(dim=-1, keepdim=True).clamp(min=1e-12)
-        carried += torch.einsum("bc,bcn->bn", start[:, queries], rows)
+        carried += torch.einsum("bc,bcn->bn", start[:, queries], weights.mean(dim=1))
     return carried
+
+
+def _with_residual(start: Tensor, parts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Carry a map [B, N] through rows + identity, each row scaled to sum to one.
+
+    `parts` are queries [C] and their rows [B, C, N]. A row of zeros leaves its token's part of the map with the token.
+    """
+    carried, total = torch.zeros_like(start), torch.ones_like(start)
+    for queries, rows in parts:
+        total[:, queries] += rows.sum(dim=-1)
+        carried += torch.einsum("bc,bcn->bn", start[:, queries] / total[:, queries], rows)
+    return start / total + carried
 
 
 @torch.no_grad()
 def gradient_rollout(records: Sequence[Record], gradients: Sequence[Tensor], start: Tensor) -> Tensor:
-    """Rollout of attention times its positive gradient (Gildenblat 2020): start [B, N] -> [B, N], for a class.
+    """Rollout of attention times its gradient (Gildenblat 2020, vit-explain): start [B, N] -> [B, N], for a class.
 
-    `gradients` are those of the class score by each record's output [B, H, N, K].
+    As there, the mean over the heads is taken before negative values are set to zero; each layer is paired with its own
+    gradient. `gradients` are those of the class score by each record's output [B, H, N, K].
     """
     for record, gradient in zip(reversed(records), reversed(gradients), strict=True):
-        carried, total = torch.zeros_like(start), torch.zeros_like(start)
-        for queries, weights, by_weight in _chunks_with_gradient(record, gradient):
-            rows = (weights * by_weight).clamp(min=0).mean(dim=1)
-            total[:, queries] = 1 + rows.sum(dim=-1)  # the residual counts one
-            carried += torch.einsum("bc,bcn->bn", start[:, queries] / total[:, queries], rows)
-        start = start / total + carried
+        chunks = _chunks_with_gradient(record, gradient)
+        start = _with_residual(start, ((queries, mean_then_clamp(a, by_a)) for queries, a, by_a in chunks))
     return start
+
+
+def mean_then_clamp(weights: Tensor, by_weight: Tensor) -> Tensor:
+    """Weights times their gradient, fused as gradient rollout fuses heads: [B, H, C, N] -> [B, C, N]."""
+    return (weights * by_weight).mean(dim=1).clamp(min=0)
+
+
+def clamp_then_mean(weights: Tensor, by_weight: Tensor) -> Tensor:
+    """The same as generic attention explainability fuses heads: [B, H, C, N] -> [B, C, N]."""
+    return (weights * by_weight).clamp(min=0).mean(dim=1)
 
 
 @torch.no_grad()
@@ -121,7 +146,7 @@ def _brought(record: Record, gradient: Tensor, start: Tensor) -> Tensor:
     """What attention times its positive gradient makes of a map: over the queries [B, N] -> over the keys [B, M]."""
     added = start.new_zeros(start.shape[0], record.k.shape[2])
     for queries, weights, by_weight in _chunks_with_gradient(record, gradient):
-        added += torch.einsum("bc,bcn->bn", start[:, queries], (weights * by_weight).clamp(min=0).mean(dim=1))
+        added += torch.einsum("bc,bcn->bn", start[:, queries], clamp_then_mean(weights, by_weight))
     return added
 
 
@@ -141,7 +166,8 @@ def legrad_layer(record: Record, gradient: Tensor) -> Tensor:
 def grad_cam(tokens: Tensor, gradient: Tensor, prefix: int) -> Tensor:
     """Grad-CAM (Selvaraju et al. 2017) on tokens: tokens and gradient of the class score [B, N, D] -> [B, N].
 
-    Channels are weighed by the mean of their gradient over the patches.
+    Channels are weighed by the mean of their gradient over the patches. Take tokens from before the last block: with a
+    class token, the patches after it have no gradient.
     """
     weights = gradient[:, prefix:].mean(dim=1, keepdim=True)
     return (tokens * weights).sum(dim=-1).clamp(min=0)
@@ -174,11 +200,12 @@ def entropies(record: Record) -> Tensor:
 
 
 def _kept(rows: Tensor, discard: float) -> Tensor:
+    """Set the lowest `discard` of each row [B, C, N] to zero; of equal weights either all are kept or none."""
     count = int(discard * rows.shape[-1])
     if not count:
         return rows
-    lowest = rows.topk(count, dim=-1, largest=False).indices
-    return rows.scatter(-1, lowest, 0.0)
+    threshold = rows.topk(count + 1, dim=-1, largest=False).values[..., -1:]
+    return rows.masked_fill(rows < threshold, 0.0)
 
 
 def in_chunks(record: Record) -> Iterator[Tensor]:

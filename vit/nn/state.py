@@ -55,14 +55,15 @@ class Record:
 class Trace:
     """What attention did in one forward pass, layer by layer: pass an empty one as `trace=` and read it after.
 
-    `tokens` holds the residual stream after every block, [B, N, D], unless `keep_tokens` is off; `pool` the attention
-    pooling's call, if any.
+    `tokens` holds the residual stream after every block, [B, N, D], and `embedded` the one before the first block,
+    unless `keep_tokens` is off; `pool` the attention pooling's call, if any.
     """
 
     self_attention: list[Record] = field(default_factory=list)
     cross_attention: list[Record] = field(default_factory=list)
     pool: list[Record] = field(default_factory=list)
     tokens: list[Tensor] = field(default_factory=list)
+    embedded: Tensor | None = None
     keep_tokens: bool = True
 
 

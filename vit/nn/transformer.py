@@ -36,6 +36,8 @@ class Transformer(nn.Module):
         trace: Trace | None = None,
     ) -> Tensor:
         """x [B, N, D], context [B, M, D] -> [B, N, D]; the others as in `Block`, `rotations`, `cache` one a block."""
+        if trace is not None and trace.keep_tokens:
+            trace.embedded = x
         recompute = self.checkpointing and self.training and cache is None and trace is None
         for i, block in enumerate(self.blocks):
             rotation = None if rotations is None else rotations[i]

@@ -25,8 +25,8 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     layer_decay: float | None = None
-    """factor on the learning rate from each block to the one before it; null takes 1 (the same everywhere) from scratch
-    and for LoRA, 0.75 for fine-tuning"""
+    """factor on the learning rate from each block to the one before it, and from the head to the last block with the
+    final norm; null takes 1 (the same everywhere) from scratch and for LoRA, 0.75 for fine-tuning"""
     clip: float = 1.0
     """largest norm of the gradient; 0 does not clip"""
 

@@ -26,9 +26,15 @@ _EMBEDDINGS = (
 
 
 def layer_of(name: str, depth: int) -> int:
-    """The layer a parameter belongs to: 0 for embeddings, i + 1 for block i, depth + 1 for all behind the blocks."""
+    """Return the layer of a parameter: 0 for embeddings, i + 1 for block i, depth + 1 for pooling and head.
+
+    As in timm's `param_groups_layer_decay`, a final norm of all tokens belongs to the last block, one of the pooled
+    vector to the head.
+    """
     if (block := re.match(r"blocks\.(\d+)\.", name)) is not None:
         return int(block.group(1)) + 1
+    if name.startswith("norm."):
+        return depth
     if name.startswith(_EMBEDDINGS):
         return 0
     return depth + 1
