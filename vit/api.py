@@ -17,6 +17,7 @@ from vit.data.decode import upright_rgb
 from vit.data.normalise import Normalise, as_tensor
 from vit.data.transforms import EvaluationTransform
 from vit.errors import ConfigError, display_path
+from vit.evaluate.ranking import require_finite, top_classes
 from vit.explain.maps import Maps, Query
 from vit.explain.maps import attention_maps as maps_of
 from vit.explain.methods import Fusion
@@ -98,26 +99,28 @@ class Classifier(PictureReader):
         return f"Classifier({len(self.classes)} classes, {height} x {width} pixels, {self.device})"
 
     def predict(self, images: Picture | Sequence[Picture], *, top: int = 5, batch_size: int = 32) -> list[Prediction]:
-        """The `top` likeliest classes of every image. Raises UnreadableImage for a file that cannot be decoded."""
+        """The `top` likeliest classes of every image, best first; of equal logits the lower class index comes first.
+
+        Raises UnreadableImage for a file that cannot be decoded, NonFiniteOutput where the model gives NaN or inf.
+        """
         if top < 1:
             raise ValueError(f"top must be at least 1, got {top}")
         self.require_classes()
         predictions = []
         with torch.inference_mode():
             for batch in self.batches(images, batch_size):
-                probabilities = self.network(batch).float().softmax(dim=1)
-                predictions += self.named(probabilities, top)
+                predictions += self.named(require_finite(self.network(batch)), top)
         return predictions
 
     def features(self, images: Picture | Sequence[Picture], *, batch_size: int = 32) -> Tensor:
-        """One vector a picture [B, D], fp32 on the CPU: what the head sees."""
+        """One vector a picture [B, D], fp32 on the CPU: what the head sees. Raises NonFiniteOutput for NaN or inf."""
         with torch.inference_mode():
-            parts = [self.network.features(batch).float().cpu() for batch in self.batches(images, batch_size)]
+            parts = [require_finite(self.network.features(b)).float().cpu() for b in self.batches(images, batch_size)]
         return torch.cat(parts) if parts else torch.empty(0, self.network.architecture.dim)
 
-    def named(self, probabilities: Tensor, top: int) -> list[Prediction]:
-        """probabilities [B, classes] -> the `top` likeliest by name."""
-        values, indices = probabilities.topk(min(top, len(self.classes)), dim=1)
+    def named(self, logits: Tensor, top: int) -> list[Prediction]:
+        """logits [B, classes] -> the `top` likeliest by name."""
+        indices, values = top_classes(logits, top)
         predictions = []
         for row, chances in zip(indices.tolist(), values.tolist(), strict=True):
             words = None if self.descriptions is None else tuple(self.descriptions[i] for i in row)

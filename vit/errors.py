@@ -45,6 +45,10 @@ class ModelFileError(VitError):
     """A model file or checkpoint that is damaged, of another kind, or not a model at all."""
 
 
+class NonFiniteOutput(VitError):
+    """A model whose output for some input is NaN or inf: there is no prediction to report."""
+
+
 class OutOfMemory(VitError):
     """Memory ran out in training; `again`: whether the last checkpoint, or none, is where an epoch begins."""
 

@@ -47,6 +47,19 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
+def dump_json(value: Any, **style: Any) -> str:
+    """Serialize to strict JSON. Raises ValueError for NaN and inf, which `json.dumps` writes though JSON lacks them."""
+    return json.dumps(value, allow_nan=False, **style)
+
+
+def json_line(record: Any) -> str:
+    """Serialize to one printable line of UTF-8: control characters and undecodable bytes appear as \\u escapes."""
+    line = dump_json(record, ensure_ascii=False)
+    if line.isprintable() and not any("\ud800" <= character <= "\udfff" for character in line):
+        return line
+    return dump_json(record)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object that describes somebody's model. Raises ModelFileError saying what is wrong with it."""
     try:

@@ -11,6 +11,7 @@ from vit.api import Classifier, Picture, PictureReader, Prediction, best_device
 from vit.data.config import Preprocessing
 from vit.data.tokenizer import Tokenizer
 from vit.errors import ConfigError, ModelFileError, display_path
+from vit.evaluate.ranking import require_finite, top_classes
 from vit.explain.words import WordMethod, word_maps
 from vit.models.beam import Generated
 from vit.models.build import build_model
@@ -273,7 +274,8 @@ class FusedModel(PictureReader):
     ) -> list[Prediction]:
         """The likeliest classes of every picture with its text; one text is for all pictures, either may be None.
 
-        Raises ConfigError where there are neither, or texts and pictures of different number.
+        Raises ConfigError where there are neither, or texts and pictures of different number, and NonFiniteOutput
+        where the model gives NaN or inf.
         """
         if images is None and texts is None:
             raise ConfigError("a picture or a text must be given")
@@ -288,8 +290,8 @@ class FusedModel(PictureReader):
             for part in pictures:
                 size = count if part is None else len(part)
                 tokens, mask = (None, None) if asked is None else self._tokens(asked[done : done + size])
-                chances = self.network(part, tokens, text_mask=mask).float().softmax(dim=1)
-                values, indices = chances.topk(min(top, len(self.classes)), dim=1)
+                logits = require_finite(self.network(part, tokens, text_mask=mask))
+                indices, values = top_classes(logits, top)
                 for row, likely in zip(indices.tolist(), values.tolist(), strict=True):
                     predictions.append(Prediction(tuple(self.classes[i] for i in row), tuple(likely)))
                 done += size

@@ -1,6 +1,5 @@
 """`vit attention MODEL IMAGE...`."""
 
-import json
 import logging
 import sys
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vit.cli.arguments import MODEL_HELP, Parser, announce, make_folder
 from vit.errors import ConfigError, DataError, UnreadableImage, display_path
 from vit.explain import FOR_A_CLASS, FUSIONS, METHODS
-from vit.files import whole_file, write_text
+from vit.files import dump_json, whole_file, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -149,7 +148,7 @@ def draw(
             views.append(_view(classifier, path, pictures=min(explorer, len(paths))))
     if failed == len(paths):
         raise DataError(f"none of the {failed} pictures could be read")
-    write_text(folder / "maps.json", json.dumps(entries, indent=1) + "\n")
+    write_text(folder / "maps.json", dump_json(entries, indent=1) + "\n")
     log.info("maps       %s", display_path(folder))
     if views:
         from vit.explain.explorer import page
@@ -231,8 +230,10 @@ def _view(classifier: "Classifier", path: str, pictures: int) -> "View":
 def _answer(classifier: "Classifier", images: Any) -> str:
     import torch
 
+    from vit.evaluate.ranking import require_finite
+
     with torch.inference_mode():
-        (prediction,) = classifier.named(classifier.network(images).float().softmax(dim=1), 1)
+        (prediction,) = classifier.named(require_finite(classifier.network(images)), 1)
     name = prediction.classes[0] if prediction.descriptions is None else prediction.descriptions[0]
     return f"answer {name} ({prediction.probabilities[0]:.0%})"
 

@@ -1,6 +1,5 @@
 """`vit attention MODEL [IMAGE...] --model-report`: what the model itself has learnt."""
 
-import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit.errors import DataError, UnreadableImage, display_path
-from vit.files import whole_file, write_text
+from vit.files import dump_json, whole_file, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,7 +84,7 @@ def report(classifier: "Classifier", images: list[str], folder: Path) -> int:
         found["norms"] = _norms(network, passed, folder)
         found["features"] = _features(passed, folder)
         found |= {"pictures": passed.paths, "unreadable": passed.unreadable}
-    write_text(folder / "model_report.json", json.dumps(_plain(found), indent=1) + "\n")
+    write_text(folder / "model_report.json", dump_json(_plain(found), indent=1) + "\n")
     _say("report", display_path(folder / "model_report.json"))
     return 1 if passed is not None and passed.unreadable else 0
 

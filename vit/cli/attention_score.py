@@ -1,6 +1,5 @@
 """`vit attention MODEL DATA --score`: how faithful each map is, beside a random map and a blob on the centre."""
 
-import json
 import logging
 import sys
 from collections import defaultdict
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vit.cli.arguments import split_told
 from vit.errors import ConfigError, DataError, display_path
 from vit.explain import FOR_A_CLASS, METHODS
-from vit.files import whole_file, write_text
+from vit.files import dump_json, whole_file, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,7 +100,7 @@ def score(classifier: "Classifier", data: str, methods: list[str] | None, limit:
             bar.update()
     scores, curves = summary(found.table(names), names, seed=_SEED)
     facts = _facts(data, split, found, listing, samples)
-    write_text(folder / "scores.json", json.dumps({**facts, "scores": scores, "curves": curves}, indent=1) + "\n")
+    write_text(folder / "scores.json", dump_json({**facts, "scores": scores, "curves": curves}, indent=1) + "\n")
     _draw(folder / "scores.png", scores, curves, facts["accuracy"])
     _print(folder, facts, scores)
     return 1 if found.failures else 0
@@ -143,6 +142,7 @@ def _follow(classifier: "Classifier", batch: "Batch", names: list[str], found: F
     """Add the curves of a batch: what becomes of the answers as pixels and patches go and come."""
     import torch
 
+    from vit.evaluate.ranking import require_finite, top_classes
     from vit.explain import faithfulness
 
     batch = batch.to(classifier.device)
@@ -150,11 +150,13 @@ def _follow(classifier: "Classifier", batch: "Batch", names: list[str], found: F
     images = classifier.normalise(batch.images)
 
     @torch.inference_mode()
-    def probabilities(changed: "Tensor") -> "Tensor":
-        return classifier.network(classifier.normalise(changed)).float().softmax(dim=1)
+    def logits(changed: "Tensor") -> "Tensor":
+        return require_finite(classifier.network(classifier.normalise(changed))).float()
 
-    surest, answers = probabilities(pictures).max(dim=1)
-    answers = answers.clone()  # a tensor like any other outside inference mode
+    def probabilities(changed: "Tensor") -> "Tensor":
+        return logits(changed).softmax(dim=1)
+
+    (answers,), (surest,) = (part.T.clone() for part in top_classes(logits(pictures), 1))
     wrong = (answers != labels).nonzero()[:, 0]
     maps = {name: _maps(classifier.network, images, name, answers, numbers) for name in names}
     sizes = (images.shape[-2:], maps["random"].shape[-2:])
@@ -162,7 +164,7 @@ def _follow(classifier: "Classifier", batch: "Batch", names: list[str], found: F
 
     def kept(maps: "Tensor", chosen: "Tensor", *, lowest_first: bool) -> "Tensor":
         answered = faithfulness.perturbation(
-            probabilities, pictures[chosen], maps, pixel_ties[chosen], lowest_first=lowest_first
+            logits, pictures[chosen], maps, pixel_ties[chosen], lowest_first=lowest_first
         )
         return (answered == labels[chosen, None]).float()
 

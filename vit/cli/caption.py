@@ -1,6 +1,5 @@
 """`vit caption MODEL IMAGE...`."""
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -9,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from vit.cli.arguments import MODEL_HELP, Parser, add_generation, announce, generation_of, make_folder, mention_unknown
 from vit.errors import UnreadableImage, display_path
-from vit.files import whole_file, write_text
+from vit.files import dump_json, whole_file, write_text
 from vit.models.generation_config import GenerationConfig
 
 if TYPE_CHECKING:
@@ -96,9 +95,9 @@ def _caption(
             record = {"path": path, **_described(caption)}
             if caption.alternatives:
                 record["alternatives"] = [_described(other) for other in caption.alternatives]
-        line = json.dumps(record, ensure_ascii=False)
+        line = dump_json(record, ensure_ascii=False)
         if not line.isprintable() or any("\ud800" <= c <= "\udfff" for c in line):
-            line = json.dumps(record)  # control characters and bytes that are no UTF-8 as \u escapes
+            line = dump_json(record)  # control characters and bytes that are no UTF-8 as \u escapes
         print(line, file=stream, flush=True)
         if folder is not None and caption is not None and picture is not None and caption.words:
             name = f"{drawn:04d}-{display_path(Path(path).stem)}"

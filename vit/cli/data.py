@@ -1,10 +1,10 @@
 """`vit data`: look through a data set, or make a small one."""
 
-import json
 import sys
 from pathlib import Path
 
 from vit.cli.arguments import Parser
+from vit.files import dump_json
 
 _PROGRESS_EVERY = 100  # pictures
 
@@ -139,7 +139,7 @@ def _check(data: str, as_json: bool, page: str | None, good: str | None) -> int:
     if good is not None:
         write_good(report, Path(good))
     if as_json:
-        print(json.dumps(report.as_json(), indent=2))
+        print(dump_json(report.as_json(), indent=2))
     else:
         print("\n".join(report_lines(report)))
     return 1 if report.must_mend else 0

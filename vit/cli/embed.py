@@ -1,10 +1,10 @@
 """`vit embed MODEL`."""
 
-import json
 from typing import TYPE_CHECKING
 
 from vit.cli.arguments import MODEL_HELP, Parser, announce
 from vit.errors import ConfigError, display_path
+from vit.files import dump_json
 
 if TYPE_CHECKING:
     from vit.data.tokenizer import Tokenizer
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
         a, b, c = (_token(tokenizer, word) for word in options.analogy)
         found = analogy(embeddings, a, b, c, top=options.top)
     for token, cosine in found:
-        print(json.dumps({"word": tokenizer.token(token), "cosine": round(cosine, 6)}, ensure_ascii=False))
+        print(dump_json({"word": tokenizer.token(token), "cosine": round(cosine, 6)}, ensure_ascii=False))
     return 0
 
 

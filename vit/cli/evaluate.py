@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import csv
-import json
 import logging
 import os
 import re
@@ -25,7 +24,7 @@ from vit.cli.arguments import (
 )
 from vit.data.config import DataConfig, Preprocessing
 from vit.errors import ConfigError, DataError, display_path
-from vit.files import whole_file, write_text
+from vit.files import dump_json, whole_file, write_text
 from vit.tasks.config import Config, TrainConfig
 
 if TYPE_CHECKING:
@@ -169,7 +168,7 @@ def _report(
     left_out = [{"path": o.path, "reason": o.reason} for o in listing.left_out]
     unreadable = [{"path": samples[i].path, "reason": reason} for i, reason in gathered.failures]
     counts = {"unreadable": unreadable, "left_out": left_out, "unknown_classes": listing.unknown}
-    write_text(folder / "metrics.json", json.dumps({**facts, **metrics, **counts}, indent=1) + "\n")
+    write_text(folder / "metrics.json", dump_json({**facts, **metrics, **counts}, indent=1) + "\n")
     _write_predictions(folder / "predictions.csv", gathered, samples, classes)
     matrix = confusion_matrix(p, len(classes))
     _write_matrix(folder / "confusion.csv", matrix, classes)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vit.cli.arguments import make_folder, split_told
 from vit.data.layouts import UNSPLIT
 from vit.errors import DataError, UnreadableImage, VitError, display_path
-from vit.files import write_text
+from vit.files import dump_json, write_text
 from vit.models.generation_config import GenerationConfig
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ def evaluate_words(
         log.info("trained on         most of them: they flatter the model; give it others, or splits of its own")
     name = "captions.jsonl" if isinstance(reader, Captioner) else "predictions.jsonl"
     if lines:
-        write_text(folder / name, "".join(json.dumps(line, ensure_ascii=True) + "\n" for line in lines))
-    write_text(folder / "metrics.json", json.dumps(facts, indent=1) + "\n")
+        write_text(folder / name, "".join(dump_json(line) + "\n" for line in lines))
+    write_text(folder / "metrics.json", dump_json(facts, indent=1) + "\n")
     log.info("report             %s", display_path(folder))
     return 0
 

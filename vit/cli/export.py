@@ -1,6 +1,5 @@
 """`vit export MODEL --format timm --out FOLDER`."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from vit.cli.arguments import MODEL_HELP, Parser, make_folder
 from vit.data.config import Preprocessing
 from vit.errors import ConfigError, display_path
-from vit.files import whole_file, write_text
+from vit.files import dump_json, whole_file, write_text
 
 log = logging.getLogger("vit")
 
@@ -54,7 +53,7 @@ def export(model: str, folder: Path, *, weights: Any = None) -> int:
     tensors = {key: tensor.contiguous() for key, tensor in module.state_dict().items()}
     with whole_file(folder / "model.safetensors") as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
-    write_text(folder / "config.json", json.dumps(config, indent=1) + "\n")
+    write_text(folder / "config.json", dump_json(config, indent=1) + "\n")
     log.info("wrote      %s", display_path(folder))
     log.info("load by    timm.create_model(%r, pretrained=True)", f"local-dir:{folder}")
     return 0

@@ -1,7 +1,6 @@
 """`vit predict MODEL PATH...`."""
 
 import csv
-import json
 import os
 import sys
 from collections import deque
@@ -14,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from vit.cli.arguments import MODEL_HELP, Parser, announce, mention_unknown
 from vit.errors import ConfigError, UnreadableImage, display_path
-from vit.files import whole_file
+from vit.files import dump_json, whole_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -182,9 +181,9 @@ def _writer(form: str, stream: IO[str], top: int) -> Callable[[Record], None]:
     if form == "jsonl":
 
         def write_line(record: Record) -> None:
-            line = json.dumps(record, ensure_ascii=False)
+            line = dump_json(record, ensure_ascii=False)
             if not line.isprintable() or any("\ud800" <= c <= "\udfff" for c in line):
-                line = json.dumps(record)  # control characters and bytes that are no UTF-8 as \u escapes
+                line = dump_json(record)  # control characters and bytes that are no UTF-8 as \u escapes
             print(line, file=stream, flush=True)
 
         return write_line

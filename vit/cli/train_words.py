@@ -13,7 +13,7 @@ from vit.cli.config import to_yaml
 from vit.cli.train import LAST, folder_of, tell_changes
 from vit.data.folders import SHARDS
 from vit.errors import ConfigError, display_path
-from vit.files import write_text
+from vit.files import dump_json, write_text
 from vit.signals import signals
 from vit.tasks.config import Config
 
@@ -61,11 +61,11 @@ def train_words(
         if first and not resume:
             counts = {split: len(texts) for split, texts in words.texts.items()}
             facts = {"path": path, "sha256": words.fingerprint(), "samples": counts, "left_out": words.notes}
-            write_text(run / "data.json", json.dumps(facts, indent=1) + "\n")
+            write_text(run / "data.json", dump_json(facts, indent=1) + "\n")
             write_text(run / "tokenizer.json", setup.tokenizer.to_json() + "\n")
-            write_text(run / "environment.json", json.dumps(environment(), indent=1) + "\n")
+            write_text(run / "environment.json", dump_json(environment(), indent=1) + "\n")
             if config.task == "fuse":
-                write_text(run / "classes.json", json.dumps(setup.task.classes, indent=1) + "\n")
+                write_text(run / "classes.json", dump_json(setup.task.classes, indent=1) + "\n")
         elif first:
             files = [name for name in chain.from_iterable(words.images.values()) if not name.startswith(SHARDS)]
             tell_changes(changes, files, run / "data.json")

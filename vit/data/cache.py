@@ -10,7 +10,6 @@ Letters: H, W the height and width of the whole picture; h, w those of what is k
 
 import errno
 import hashlib
-import json
 import logging
 import mmap
 import os
@@ -26,6 +25,7 @@ import numpy as np
 
 from vit.data.decode import Copy
 from vit.errors import DataError, display_path
+from vit.files import dump_json
 
 log = logging.getLogger("vit")
 
@@ -72,7 +72,7 @@ class PixelCache:
             "room": self.room,
             "source": source,
         }
-        wanted = json.dumps(told).encode().ljust(_HEADER, b"\0")
+        wanted = dump_json(told).encode().ljust(_HEADER, b"\0")
         size = _HEADER + self.count * self._slot
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

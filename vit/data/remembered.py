@@ -19,7 +19,7 @@ from vit.data.cache import cache_folder
 from vit.data.layouts import Found, LeftOut, inode, unfit
 from vit.data.tars import tars_in
 from vit.errors import VitError
-from vit.files import whole_file
+from vit.files import dump_json, whole_file
 
 LARGE = 20_000
 """pictures from which on listing takes long enough to remember"""
@@ -70,7 +70,7 @@ def remember(found: Found, started: int) -> None:
         with whole_file(place) as temporary, temporary.open("wb") as file:
             np.savez(
                 file,
-                told=np.frombuffer(json.dumps(told).encode("utf-8", "surrogateescape"), np.uint8),
+                told=np.frombuffer(dump_json(told).encode("utf-8", "surrogateescape"), np.uint8),
                 folders=_joined(folders),
                 times=times,
                 paths=_joined(paths),

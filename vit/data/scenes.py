@@ -27,6 +27,7 @@ from PIL import Image, ImageDraw
 
 from vit.data.made import write_set
 from vit.errors import ConfigError, DataError, display_path
+from vit.files import dump_json
 
 SIZES = {"small": 0.1, "large": 0.16}
 """the radius of a circle of that size; the other shapes cover about as much"""
@@ -280,8 +281,8 @@ def _files(
     for done, (split, index) in enumerate(numbers, start=1):
         made = make_example(seed, split, index, side)
         row = {"file_name": made.file_name, "split": split}
-        captions.write(json.dumps({**row, "captions": made.captions}) + "\n")
-        truth.write(json.dumps({**row, **asdict(made.scene)}) + "\n")
+        captions.write(dump_json({**row, "captions": made.captions}) + "\n")
+        truth.write(dump_json({**row, **asdict(made.scene)}) + "\n")
         table.writerows((made.file_name, text, label, split) for text, label in made.questions)
         yield made.file_name, made.pixels
         if progress is not None:

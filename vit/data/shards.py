@@ -29,7 +29,7 @@ from vit.data.folders import SHARDS, Listing, Sample
 from vit.data.layouts import MANIFEST
 from vit.data.normalise import as_tensor
 from vit.errors import DataError, UnreadableImage, VitError, display_path
-from vit.files import write_text
+from vit.files import dump_json, write_text
 
 _VERSION = 1
 _CAPTIONS = "captions.jsonl"
@@ -76,7 +76,7 @@ def write_caption_shards(listing: CaptionListing, out: str, *, megabytes: int = 
         for split, pictures in listing.splits.items()
         for picture in pictures
     ]
-    _put(out, _CAPTIONS, "".join(json.dumps(line, ensure_ascii=True) + "\n" for line in told))
+    _put(out, _CAPTIONS, "".join(dump_json(line) + "\n" for line in told))
     _put_manifest(out, {"splits": splits})
 
 
@@ -117,7 +117,7 @@ def _check_chunks(files: str) -> None:
 
 
 def _put_manifest(out: str, told: dict[str, Any]) -> None:
-    _put(out, MANIFEST, json.dumps({"format": "vit shards", "version": _VERSION, "engine": "litdata"} | told, indent=1))
+    _put(out, MANIFEST, dump_json({"format": "vit shards", "version": _VERSION, "engine": "litdata"} | told, indent=1))
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from typing import IO, Generic
 from vit.errors import ConfigError, VitError
 from vit.evaluate.captions import Id, check_captions
 from vit.evaluate.ptb import ptb_tokens
+from vit.files import dump_json
 
 _SEPARATOR = " ||| "  # no token holds it: the tokenizer takes bars one by one
 
@@ -76,7 +77,7 @@ def _spice(asked: Sequence[tuple[str, Sequence[str]]], time_limit: float) -> lis
         questions, answers, cache = (Path(folder, name) for name in ("asked.json", "told.json", "cache"))
         cache.mkdir()
         entries = [{"image_id": n, "test": caption, "refs": known} for n, (caption, known) in enumerate(asked)]
-        questions.write_text(json.dumps(entries), encoding="utf-8")
+        questions.write_text(dump_json(entries), encoding="utf-8")
         command = [java, "-Xmx8G", "-jar", jar.name, questions, "-cache", cache, "-out", answers, "-subset", "-silent"]
         try:
             done = subprocess.run(

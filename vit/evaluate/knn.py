@@ -33,13 +33,21 @@ def knn_logits(
         raise ValueError(f"expected queries [Q, {features.shape[1]}], got {list(queries.shape)}")
     if neighbours < 1 or temperature <= 0 or chunk < 1:
         raise ValueError(f"must be positive: neighbours {neighbours}, temperature {temperature}, chunk {chunk}")
-    bank = F.normalize(features, dim=1)
-    votes = features.new_zeros(len(queries), classes)
+    bank = unit_vectors(features)
+    votes = features.new_empty(len(queries), classes)
     for part, rows in zip(queries.split(chunk), votes.split(chunk), strict=True):
-        similarities, nearest = (F.normalize(part, dim=1) @ bank.T).topk(min(neighbours, len(bank)), dim=1)
-        # the softmax makes shares of the votes, and overflows at no temperature, where exp(1 / 0.01) would
-        rows.scatter_add_(1, labels[nearest], (similarities / temperature).softmax(dim=1))
-    return votes.log()
+        similarities, nearest = (unit_vectors(part) @ bank.T).topk(min(neighbours, len(bank)), dim=1)
+        scores, voted = similarities / temperature, labels[nearest]
+        # a log-sum-exp per class: at a low temperature the votes themselves would overflow, their shares underflow
+        highest = torch.full_like(rows, -torch.inf).scatter_reduce(1, voted, scores, "amax")
+        sums = torch.zeros_like(rows).scatter_add(1, voted, (scores - highest.gather(1, voted)).exp())
+        rows.copy_((highest + sums.log()).log_softmax(dim=1))
+    return votes
+
+
+def unit_vectors(x: Tensor) -> Tensor:
+    """Scale vectors [..., D] to length 1; zeros stay zeros. Squares of values beyond 1e19 would overflow in fp32."""
+    return F.normalize(x / x.abs().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny), dim=-1)
 
 
 def check_labelled(features: Tensor, labels: Tensor, classes: int) -> None:

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vit.evaluate.knn import unit_vectors
+from vit.evaluate.ranking import require_finite
+
 
 def nearest(embeddings: Tensor, token: int, *, top: int = 10) -> list[tuple[int, float]]:
     """The tokens of highest cosine with one, and the cosines; embeddings [V, D]. The token itself is left out."""
@@ -25,11 +28,12 @@ def analogy(embeddings: Tensor, a: int, b: int, c: int, *, top: int = 10) -> lis
 
 
 def _unit(x: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(x.float(), dim=-1)
+    return unit_vectors(require_finite(x.float()))
 
 
 def _highest(cosines: Tensor, left_out: Sequence[int], top: int) -> list[tuple[int, float]]:
     cosines = cosines.clone()
     cosines[list(left_out)] = -torch.inf
-    values, tokens = cosines.topk(min(top, len(cosines) - len(set(left_out))))
-    return list(zip(tokens.tolist(), values.tolist(), strict=True))
+    values, tokens = cosines.sort(descending=True, stable=True)
+    count = min(top, len(cosines) - len(set(left_out)))
+    return list(zip(tokens[:count].tolist(), values[:count].tolist(), strict=True))

@@ -9,7 +9,6 @@ Letters: H heads, N queries, M keys, K dim of one head, L layers.
 import base64
 import hashlib
 import io
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -23,10 +22,12 @@ from PIL import Image
 from torch import Tensor
 
 from vit.errors import display_path
+from vit.evaluate.ranking import top_classes
 from vit.explain import methods
 from vit.explain.maps import attention_maps, pool_weights
 from vit.explain.methods import distances, entropies, rollout
 from vit.explain.pictures import coloured
+from vit.files import dump_json
 from vit.models.vision import VisionTransformer
 from vit.nn.state import Record, Trace
 
@@ -330,7 +331,7 @@ def page(views: Sequence[View], title: str) -> str:
 
 def in_script(content: Any) -> str:
     """JSON that can stand in a script element: nothing in it can end the element or a line."""
-    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    text = dump_json(content, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
@@ -424,7 +425,7 @@ def _described_attention(a: Attention, store: _Store) -> dict[str, Any]:
 def _answers(
     network: VisionTransformer, images: Tensor, scores: Tensor, classes: Sequence[str], top: int
 ) -> tuple[Answer, ...]:
-    chances, numbers = scores.float().softmax(dim=1)[0].topk(min(top, len(classes)))
+    (numbers,), (chances,) = top_classes(scores, top)
     answers = []
     for chance, number in zip(chances.tolist(), numbers, strict=True):
         spoke_for = attention_maps(network, images, method="generic", targets=number[None].cpu())

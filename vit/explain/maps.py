@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vit.errors import ConfigError
+from vit.evaluate.ranking import require_finite
 from vit.explain import FOR_A_CLASS, FUSIONS, METHODS
 from vit.explain.methods import (
     Fusion,
@@ -71,7 +72,7 @@ def attention_maps(
     is what asks: "cls" for what the model pools by, or (row, column) of a patch. `targets` [B] are the classes of the
     methods that have one, None for the predicted ones. `fusion` and `discard` are for `rollout`, `steps` for integrated
     gradients. Raises ConfigError for a method, layer, head, query or class that does not exist, a share to discard that
-    is not from 0 to below 1.
+    is not from 0 to below 1; NonFiniteOutput where a map is NaN or inf.
     """
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     a = model.architecture
@@ -101,7 +102,7 @@ def attention_maps(
                 values, targets = _of_no_class(model, images, method, layer, head, query, grid, fusion, discard), None
     finally:
         model.train(training)
-    patches = values.detach().float().unflatten(1, grid)
+    patches = require_finite(values.detach().float()).unflatten(1, grid)
     return Maps(patches, method, None if targets is None else targets.tolist(), settings)
 
 

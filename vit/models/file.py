@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vit.errors import ConfigError, ModelFileError, display_path
-from vit.files import whole_file
+from vit.files import dump_json, whole_file
 from vit.models.vision import VisionTransformer
 from vit.nn import merged
 
@@ -89,7 +89,7 @@ def save_model(model: ModelFile, path: Path) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.raw.items()}
     for name, tensor in (model.ema or {}).items():
         tensors[EMA + name] = tensor.detach().cpu().contiguous()
-    header = json.dumps(model.header(), sort_keys=True)
+    header = dump_json(model.header(), sort_keys=True)
     metadata = {"vit": header, "sha256": _checksum(header, tensors)}
     with whole_file(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vit.errors import ConfigError
+from vit.evaluate.ranking import require_finite
 from vit.models.beam import BeamSearch, Candidate, Generated, as_generated
 from vit.models.generation_config import GenerationConfig
 from vit.models.text import LanguageModel
@@ -34,7 +35,8 @@ def generate(
 
     The prompt holds whatever stands before the first new word: a start token, or some words. A text ends with `end`;
     words of `never` are not written. Each text is what it would be alone in the batch, but for sampling: the draws
-    of a batch come from one `generator`. Raises ConfigError where the model cannot read so many tokens.
+    of a batch come from one `generator`. Raises ConfigError where the model cannot read so many tokens,
+    NonFiniteOutput where its logits are NaN or inf.
     """
     reader = _Reader(model, prompt, config, end, never, context, context_mask)
     return _search(reader) if config.beams > 1 else _write(reader, generator)
@@ -154,7 +156,7 @@ class _Reader:
         seen = self.cache[0].self_attention.length
         unread = self.tokens[:, seen:][:, -length:]
         x = self.model.read(unread, self.context, context_mask=self.context_mask, causal=True, cache=self.cache)
-        return self.model.unembed(x[:, -1:])[:, 0].float()
+        return require_finite(self.model.unembed(x[:, -1:])[:, 0].float())
 
     def process(self, logits: Tensor) -> Tensor:
         written = self.tokens.shape[1] - self.prompt_length

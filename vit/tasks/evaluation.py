@@ -18,7 +18,8 @@ from vit.data.dataset import Batch, evaluation_loader, worker_count
 from vit.data.folders import Sample
 from vit.data.normalise import Normalise
 from vit.data.transfer import sent
-from vit.errors import DataError
+from vit.errors import DataError, NonFiniteOutput, display_path
+from vit.evaluate.ranking import NON_FINITE, finite_rows
 from vit.models.vision import VisionTransformer
 from vit.tasks.config import Config
 from vit.tasks.devices import device_for, settled_precision
@@ -32,9 +33,12 @@ _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def evaluate(
     network: VisionTransformer, samples: Sequence[Sample], preprocessing: Preprocessing, config: Config, classes: int
 ) -> Gathered:
-    """The result rows of every picture. Of several processes (`distributed`) each answers its part and has all rows."""
+    """The result rows of every picture. Of several processes (`distributed`) each answers its part and has all rows.
+
+    Images whose logits are NaN or inf are failures, with `NON_FINITE` as the reason.
+    """
     network.to(device_for(config.train.accelerator, config.train.devices)).eval()
-    rows = Rows()
+    rows = Rows(refuse_non_finite=True)
     precision = settled_precision(config.train)
     for batch, logits in answers(network, samples, preprocessing, config, precision=precision):
         rows.add(logits, batch.labels.to(logits.device), batch.indices, batch.failures)
@@ -46,11 +50,15 @@ def outputs_of(
 ) -> tuple[Tensor, Tensor]:
     """What `compute` makes of pictures, prepared as for evaluation: outputs [N, ...], labels [N], on the CPU.
 
-    Unreadable pictures are left out, and counted. Raises DataError where none can be read.
+    Unreadable pictures are left out, and counted. Raises DataError where none can be read, NonFiniteOutput naming the
+    first image for which the outputs are NaN or inf.
     """
     parts, labels, failed = [], [], 0
     for batch, outputs in answers(compute, samples, preprocessing, config):
         failed += len(batch.failures)
+        if not (finite := finite_rows(outputs).cpu()).all():
+            first = samples[int(batch.indices[~finite][0])].path
+            raise NonFiniteOutput(f"{display_path(first)}: {NON_FINITE}; check its weights")
         parts.append(outputs.float().cpu())
         labels.append(batch.labels)
     if failed:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from vit.errors import ConfigError, display_path
+from vit.files import dump_json
 
 try:
     import fcntl
@@ -77,7 +78,7 @@ def locked(run: Path) -> Iterator[None]:
         file.seek(0)
         file.truncate()
         facts = {"pid": os.getpid(), "host": socket.gethostname(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
-        file.write(json.dumps(facts) + "\n")
+        file.write(dump_json(facts) + "\n")
         file.flush()
         yield
     finally:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vit.evaluate.classification import Predictions
+from vit.evaluate.ranking import NON_FINITE, finite_rows, top_classes
 
 T = TypeVar("T")
 
@@ -22,13 +23,18 @@ class Rows:
     probabilities: list[np.ndarray] = field(default_factory=list)
     losses: list[np.ndarray] = field(default_factory=list)
     failures: list[tuple[int, str]] = field(default_factory=list)
+    refuse_non_finite: bool = False
+    """list images whose logits or loss are NaN or inf among `failures`; training stops at such a loss instead"""
 
     def add(self, logits: Tensor, labels: Tensor, indices: Tensor, failures: list[tuple[int, str]]) -> None:
         """Keep the rows of a batch: logits [B, classes], labels [B], indices [B] of the pictures in their list."""
         self.failures += failures
-        logits = logits.float()
-        probabilities, top = logits.softmax(dim=1).topk(min(5, logits.shape[1]), dim=1)
-        losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+        top, probabilities = top_classes(logits, 5)
+        losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+        usable = (finite_rows(logits) & losses.isfinite()).cpu()
+        if not self.refuse_non_finite:
+            usable = torch.ones_like(usable)
+        self.failures += [(index, NON_FINITE) for index in indices.cpu()[~usable].tolist()]
         for kept, values in (
             (self.indices, indices),
             (self.labels, labels),
@@ -36,7 +42,7 @@ class Rows:
             (self.probabilities, probabilities),
             (self.losses, losses),
         ):
-            kept.append(values.cpu().numpy())
+            kept.append(values.cpu()[usable].numpy())
 
     def gather(self, classes: int) -> "Gathered":
         """All processes' rows in the order of the list, each picture once."""

@@ -1,7 +1,6 @@
 """A training run and its folder: set up, trained, and left behind as files that explain themselves."""
 
 import csv
-import json
 import logging
 import os
 import platform
@@ -33,7 +32,7 @@ from vit.data.folders import SHARDS, Listing, Sample, write_split
 from vit.data.module import EpochData, ImageFolderData
 from vit.data.shards import ShardListing
 from vit.errors import ConfigError, OutOfMemory, UnreadableImage, is_out_of_memory
-from vit.files import write_text
+from vit.files import dump_json, write_text
 from vit.models.architecture import ModelConfig, VisionArchitecture, pick
 from vit.models.build import architecture_from, image_encoder, start_from
 from vit.models.file import ModelFile, load_checkpoint, read_model, save_model
@@ -334,12 +333,12 @@ def export(run: Path) -> ModelFile:
 def describe_folder(setup: Setup, run: Path, config_yaml: str) -> None:
     """Write what is known before training: config.yaml, classes.json, split.csv or data.json, environment.json."""
     write_text(run / "config.yaml", config_yaml)
-    write_text(run / "classes.json", json.dumps(list(setup.listing.classes), indent=1) + "\n")
+    write_text(run / "classes.json", dump_json(list(setup.listing.classes), indent=1) + "\n")
     if isinstance(setup.listing, ShardListing):
-        write_text(run / "data.json", json.dumps({"shards": setup.listing.root}, indent=1) + "\n")
+        write_text(run / "data.json", dump_json({"shards": setup.listing.root}, indent=1) + "\n")
     else:
         write_split(setup.listing, run / "split.csv")
-    write_text(run / "environment.json", json.dumps(environment(), indent=1) + "\n")
+    write_text(run / "environment.json", dump_json(environment(), indent=1) + "\n")
 
 
 def environment() -> dict[str, Any]:

@@ -1,0 +1,31 @@
+"""Rank classes by their logits: the one rule of every top-k list and accuracy."""
+
+import torch
+from torch import Tensor
+
+from vit.errors import NonFiniteOutput
+
+NON_FINITE = "the model's output is NaN or inf"
+
+
+def top_classes(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the `count` best classes and their probabilities, both [B, K], for logits [B, C]; K = min(count, C).
+
+    Logits decide, not probabilities: a confident model's softmax rounds to 0 for all classes but one, and zeros have
+    no order. Of equal logits the lower class index comes first, as in `argmax`; `topk` leaves that order undefined.
+    """
+    indices = logits.sort(dim=1, descending=True, stable=True).indices[:, :count]
+    return indices, logits.float().softmax(dim=1).gather(1, indices)
+
+
+def finite_rows(outputs: Tensor) -> Tensor:
+    """Return which rows of outputs [B, ...] hold no NaN and no inf, bool [B]."""
+    return torch.isfinite(outputs).flatten(1).all(dim=1)
+
+
+def require_finite(outputs: Tensor) -> Tensor:
+    """Return outputs [B, ...] as they are. Raises NonFiniteOutput where a row holds NaN or inf."""
+    finite = finite_rows(outputs)
+    if not finite.all():
+        raise NonFiniteOutput(f"{NON_FINITE} for {int((~finite).sum())} of {len(finite)} inputs; check its weights")
+    return outputs
