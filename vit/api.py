@@ -17,12 +17,12 @@ from vit.data.decode import upright_rgb
 from vit.data.normalise import Normalise, as_tensor
 from vit.data.transforms import EvaluationTransform
 from vit.errors import ConfigError, display_path
-from vit.evaluate.ranking import require_finite, top_classes
 from vit.explain.maps import Maps, Query
 from vit.explain.maps import attention_maps as maps_of
 from vit.explain.methods import Fusion
 from vit.models.build import build_network
 from vit.models.file import ModelFile, Weights
+from vit.models.outputs import require_finite, top_classes
 from vit.models.sources import load_model, near
 from vit.models.vision import VisionTransformer
 

@@ -11,7 +11,6 @@ from vit.api import Classifier, Picture, PictureReader, Prediction, best_device
 from vit.data.config import Preprocessing
 from vit.data.tokenizer import Tokenizer
 from vit.errors import ConfigError, ModelFileError, display_path
-from vit.evaluate.ranking import require_finite, top_classes
 from vit.explain.words import WordMethod, word_maps
 from vit.models.beam import Generated
 from vit.models.build import build_model
@@ -20,6 +19,7 @@ from vit.models.file import ModelFile, Weights
 from vit.models.fusion import FusedClassifier
 from vit.models.generation import generate, stream
 from vit.models.generation_config import GenerationConfig
+from vit.models.outputs import require_finite, top_classes
 from vit.models.text import LanguageModel
 from vit.models.text_architecture import EncoderDecoderArchitecture, TextArchitecture
 from vit.nn import padding_mask

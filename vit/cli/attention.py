@@ -230,7 +230,7 @@ def _view(classifier: "Classifier", path: str, pictures: int) -> "View":
 def _answer(classifier: "Classifier", images: Any) -> str:
     import torch
 
-    from vit.evaluate.ranking import require_finite
+    from vit.models.outputs import require_finite
 
     with torch.inference_mode():
         (prediction,) = classifier.named(require_finite(classifier.network(images)), 1)

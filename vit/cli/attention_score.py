@@ -142,8 +142,8 @@ def _follow(classifier: "Classifier", batch: "Batch", names: list[str], found: F
     """Add the curves of a batch: what becomes of the answers as pixels and patches go and come."""
     import torch
 
-    from vit.evaluate.ranking import require_finite, top_classes
     from vit.explain import faithfulness
+    from vit.models.outputs import require_finite, top_classes
 
     batch = batch.to(classifier.device)
     pictures, labels, numbers = batch.images.float(), batch.labels, batch.indices.tolist()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vit.evaluate.knn import unit_vectors
-from vit.evaluate.ranking import require_finite
+from vit.models.outputs import require_finite
 
 
 def nearest(embeddings: Tensor, token: int, *, top: int = 10) -> list[tuple[int, float]]:

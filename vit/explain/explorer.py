@@ -22,12 +22,12 @@ from PIL import Image
 from torch import Tensor
 
 from vit.errors import display_path
-from vit.evaluate.ranking import top_classes
 from vit.explain import methods
 from vit.explain.maps import attention_maps, pool_weights
 from vit.explain.methods import distances, entropies, rollout
 from vit.explain.pictures import coloured
 from vit.files import dump_json
+from vit.models.outputs import top_classes
 from vit.models.vision import VisionTransformer
 from vit.nn.state import Record, Trace
 

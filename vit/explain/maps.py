@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from vit.errors import ConfigError
-from vit.evaluate.ranking import require_finite
 from vit.explain import FOR_A_CLASS, FUSIONS, METHODS
 from vit.explain.methods import (
     Fusion,
@@ -25,6 +24,7 @@ from vit.explain.methods import (
     mean_then_clamp,
     rollout,
 )
+from vit.models.outputs import require_finite
 from vit.models.vision import VisionTransformer
 from vit.nn.state import Record, Trace
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from vit.errors import ConfigError
-from vit.evaluate.ranking import require_finite
 from vit.models.beam import BeamSearch, Candidate, Generated, as_generated
 from vit.models.generation_config import GenerationConfig
+from vit.models.outputs import require_finite
 from vit.models.text import LanguageModel
 from vit.nn import LayerCache
 

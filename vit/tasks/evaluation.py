@@ -19,7 +19,7 @@ from vit.data.folders import Sample
 from vit.data.normalise import Normalise
 from vit.data.transfer import sent
 from vit.errors import DataError, NonFiniteOutput, display_path
-from vit.evaluate.ranking import NON_FINITE, finite_rows
+from vit.models.outputs import NON_FINITE, finite_rows
 from vit.models.vision import VisionTransformer
 from vit.tasks.config import Config
 from vit.tasks.devices import device_for, settled_precision

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vit.evaluate.classification import Predictions
-from vit.evaluate.ranking import NON_FINITE, finite_rows, top_classes
+from vit.models.outputs import NON_FINITE, finite_rows, top_classes
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""Rank classes by their logits: the one rule of every top-k list and accuracy."""
+"""Rank classes by their logits, by one rule in all commands, and refuse outputs that are NaN or inf."""
 
 import torch
 from torch import Tensor
