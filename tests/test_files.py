@@ -1,5 +1,6 @@
 """Files that are whole or absent, also when the disk is full, the writer fails, or the user interrupts."""
 
+import json
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from vit.errors import VitError
-from vit.files import whole_file, write_text
+from vit.files import dump_json, json_line, whole_file, write_text
 from vit.models.file import ModelFile, save_model
 
 needs_posix = pytest.mark.skipif(os.name != "posix", reason="needs resource limits and file modes")
@@ -160,3 +161,23 @@ def test_a_model_that_cannot_be_saved_leaves_the_old_file(tmp_path: Path) -> Non
         save_model(model, path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {"loss": [-float("inf")]}])
+def test_json_never_holds_nan_or_inf(value: object) -> None:
+    for write in (dump_json, json_line):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            write(value)
+
+
+def test_json_is_written_by_one_function() -> None:
+    root = Path(__file__).parent.parent / "vit"
+    writers = [path for path in root.rglob("*.py") if re.search(r"\bjson\.dumps?\(", path.read_text(encoding="utf-8"))]
+    assert writers == [root / "files.py"]
+
+
+@pytest.mark.parametrize("text", ["plain", 'a,"b"', "two\nlines\r\t", "\u2028\x85\x1b[31m", "caf\u00e9", "bad \udcff"])
+def test_a_json_line_is_one_printable_line_and_reads_back(text: str) -> None:
+    line = json_line({text: text})
+    assert line.isprintable()
+    assert json.loads(line.encode("utf-8")) == {text: text}

@@ -126,3 +126,12 @@ def test_what_does_not_fit_is_named(change: dict[str, Any], words: str) -> None:
     arguments = {"queries": queries, "features": features, "labels": labels, "classes": 4, **change}
     with pytest.raises(ValueError, match=words):
         knn_logits(**arguments)
+
+
+def test_votes_neither_underflow_at_a_low_temperature_nor_overflow_with_long_features() -> None:
+    queries, features, labels = problem()
+    expected = knn_logits(queries.double(), features.double(), labels, 4, neighbours=60, temperature=0.005)
+    for scale in (1.0, 1e30, 1e-30):
+        ours = knn_logits(scale * queries, scale * features, labels, 4, neighbours=60, temperature=0.005)
+        assert ours.isfinite().all()  # every class has a vote, if a small one
+        assert torch.equal(ours.argsort(dim=1), expected.argsort(dim=1))
