@@ -249,6 +249,11 @@ def test_a_language_model_learns_and_goes_on(vit: Callable[..., Any], language: 
         vit("generate", language, "--prompt", "the c", "--seed", seed, "--device", "cpu").out for seed in (0, 0, 1)
     ]
     assert drawn[0] == drawn[1] != drawn[2]
+    cooler = [
+        vit("generate", *words, language, "--prompt", "the c", "--temperature", 0.7, "--device", "cpu").out
+        for words in ([], ["--sample"])
+    ]
+    assert cooler[0] == cooler[1] != drawn[0]
     text = tmp_path / "other.txt"
     text.write_text("the cat sat on the mat. " * 10)
     own = vit("evaluate", language, language.parent / "text.txt", "--out", tmp_path / "own", "--accelerator", "cpu")
@@ -297,12 +302,32 @@ def test_words_are_found_by_their_embeddings(
     assert "not one word of the vocabulary" in refused("embed", language, "--nearest", "cat", code=2)
 
 
+def test_sampling_options_imply_sampling(vit: Callable[..., Any], captioner: Path, scenes: Path) -> None:
+    picture = sorted((scenes / "images").glob("test-*.png"))[0]
+
+    def captions(*words: object) -> list[str]:
+        outcome = vit("caption", *words, captioner, picture, "--device", "cpu", "--max-length", 12)
+        assert (outcome.code, outcome.err) == (0, "")
+        record = json.loads(outcome.out)
+        return [record["caption"], *(other["caption"] for other in record.get("alternatives", []))]
+
+    assert captions("--temperature", 0) == captions("--beams", 1)
+    for option in ("--temperature", "--top-p"):
+        drawn = captions(option, 0.9, "--n-best", 6, "--seed", 3)
+        assert drawn == captions("--sample", option, 0.9, "--n-best", 6, "--seed", 3)
+        assert len(drawn) == 6
+    assert captions("--temperature", 1, "--seed", 3) == captions("--sample", "--seed", 3)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--beams", "0"], "generation.beams: must be at least 1, got 0"),
+        (["--beams", "0"], "argument --beams: must be at least 1, got 0"),
         (["--temperature", "-1", "--sample"], "generation.temperature: must not be negative"),
         (["--n-best", "5"], "generation.n_best: must be at most beams, 4"),
+        (["--top-k", "5", "--beams", "2"], "generation.beams: must be 1 when sampling, which top_k 5 implies, got 2"),
+        (["--temperature", "1", "--beams", "2"], "generation.beams: must be 1 when sampling, got 2"),
+        (["--temperature", "0", "--top-k", "5"], "generation.top_k: has no effect at temperature 0"),
     ],
 )
 def test_settings_of_generation_that_cannot_be_are_refused(

@@ -436,7 +436,7 @@ def test_a_score_is_of_all_words_and_the_end() -> None:
         ({"max_length": 0}, "max_length: must be at least 1, got 0"),
         ({"beams": 0}, "beams: must be at least 1, got 0"),
         ({"n_best": 0}, "n_best: must be at least 1, got 0"),
-        ({"n_best": 3, "beams": 2}, "n_best: must be at most beams, 2, without sample, got 3"),
+        ({"n_best": 3, "beams": 2}, "n_best: must be at most beams, 2, without sampling, got 3"),
         ({"min_length": 21}, "min_length: must be in 0..20, got 21"),
         ({"min_length": -1}, "min_length: must be in 0..20, got -1"),
         ({"temperature": -0.1, "sample": True}, "temperature: must not be negative, got -0.1"),
@@ -446,15 +446,20 @@ def test_a_score_is_of_all_words_and_the_end() -> None:
         ({"min_p": 1.5, "sample": True}, r"min_p: must be in \[0, 1\], got 1.5"),
         ({"repetition_penalty": 0.0}, "repetition_penalty: must be positive, got 0.0"),
         ({"no_repeat_ngram": -2}, "no_repeat_ngram: must not be negative, got -2"),
-        ({"sample": True, "beams": 2}, "beams: must be 1 with sample, got 2"),
+        ({"sample": True, "beams": 2}, "beams: must be 1 when sampling, got 2"),
+        ({"temperature": 0.5, "beams": 2}, "beams: must be 1 when sampling, which temperature 0.5 implies, got 2"),
+        ({"top_p": 0.5, "beams": 2}, "beams: must be 1 when sampling, which top_p 0.5 implies, got 2"),
         (
             {"sample": True, "temperature": 0.0, "n_best": 2},
             "n_best: must be 1 at temperature 0, which draws nothing, got 2",
         ),
-        ({"temperature": 0.5}, "temperature: only acts with sample, got 0.5"),
-        ({"top_k": 5}, "top_k: only acts with sample, got 5"),
-        ({"top_p": 0.5}, "top_p: only acts with sample, got 0.5"),
-        ({"min_p": 0.5}, "min_p: only acts with sample, got 0.5"),
+        *(
+            (
+                {"temperature": 0.0, name: value},
+                f"{name}: has no effect at temperature 0, which is greedy decoding, got {value}",
+            )
+            for name, value in (("top_k", 5), ("top_p", 0.5), ("min_p", 0.5))
+        ),
         ({"length_penalty": 2.0}, "length_penalty: only acts with beams above 1, got 2.0"),
         ({"early_stopping": "never"}, "early_stopping: only acts with beams above 1, got never"),
         ({"early_stopping": "always", "beams": 2}, "early_stopping: must be true, false or never, got always"),
@@ -463,6 +468,23 @@ def test_a_score_is_of_all_words_and_the_end() -> None:
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=rf"^generation\.{said}$"):
         GenerationConfig(**changes)
+
+
+@pytest.mark.parametrize("changes", [{"temperature": 0.5}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.5}])
+def test_sampling_options_imply_sampling(changes: dict[str, Any]) -> None:
+    model, prompt = writer(context_dim=None), torch.tensor([[3, 5]])
+    texts = [
+        [
+            text.tokens
+            for text in generate(model, prompt, GenerationConfig(**changes, **more), generator=torch.manual_seed(1))[0]
+        ]
+        for more in ({"n_best": 4}, {"n_best": 4, "sample": True})
+    ]
+    assert texts[0] == texts[1]
+    assert len(set(map(tuple, texts[0]))) > 1
+    assert GenerationConfig(**changes).draws
+    assert not GenerationConfig(temperature=0.0).draws
+    assert not GenerationConfig(temperature=1.0).draws
 
 
 def test_settings_are_read_without_torch() -> None:

@@ -4,11 +4,15 @@ import argparse
 import csv
 import difflib
 import json
+import math
+import re
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from vit.data.config import LARGEST_INT, LARGEST_SEED
 from vit.errors import ConfigError, display_path
 from vit.models.generation_config import GenerationConfig
 
@@ -21,7 +25,41 @@ MODEL_HELP = "run folder, .safetensors or .ckpt of ours, timm:NAME[.TAG], hf:NAM
 
 
 class Parser(argparse.ArgumentParser):
-    """Ends a wrong use of a command with one line and the exit code 2."""
+    """Accept options before, between and after positionals; end wrong use with one line and exit code 2."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._options_only = False
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)  # also -1e-3
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parse the options first, then what is left as positionals.
+
+        `argparse.ArgumentParser.parse_intermixed_args` does the same, but not below subcommands and not with `--`.
+        """
+        if any(isinstance(action, argparse._SubParsersAction) for action in self._actions):
+            return super().parse_known_args(args, namespace)
+        words = sys.argv[1:] if args is None else list(args)
+        end = words.index("--") if "--" in words else len(words)
+        if {"-h", "--help"} & {*words[:end]}:
+            self.print_help()
+            self.exit()
+        holders: list[Any] = [*self._actions, *self._mutually_exclusive_groups]
+        required = [one for one in holders if one.required]
+        for one in required:
+            one.required = False
+        self._options_only = True
+        try:
+            namespace, rest = super().parse_known_args(words[:end], namespace)
+        finally:
+            self._options_only = False
+        for one in required:  # those missing still are reported by the second pass, together with positionals
+            actions = one._group_actions if isinstance(one, argparse._MutuallyExclusiveGroup) else [one]
+            one.required = all(getattr(namespace, action.dest) is action.default for action in actions)
+        return super().parse_known_args(rest + words[end:], namespace)
+
+    def _get_positional_actions(self) -> list[argparse.Action]:
+        return [] if self._options_only else super()._get_positional_actions()
 
     def error(self, message: str) -> NoReturn:
         what, _, words = message.partition("unrecognized arguments: ")
@@ -31,29 +69,72 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"vit: {message}; see {self.prog} --help\n")
 
 
+def integer(low: int, high: int = LARGEST_INT) -> Callable[[str], int]:
+    """Return an argparse type: an integer from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        shown = display_path(text[:40])
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected an integer, got {shown}") from None
+        if not low <= value <= high:
+            rule = f"at least {low}" if value < low else f"at most {high}"
+            raise argparse.ArgumentTypeError(f"must be {rule}, got {shown}")
+        return value
+
+    return parse
+
+
+def finite(text: str) -> float:
+    """Parse a finite number; an argparse type."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a number, got {display_path(text[:40])}")
+    return value
+
+
 def add_generation(parser: argparse.ArgumentParser, *, beams: int) -> None:
-    """The options of `GenerationConfig`; what is not given is left to the command."""
-    parser.add_argument("--beams", type=int, help=f"likeliest texts followed side by side (default: {beams})")
-    parser.add_argument("--n-best", type=int, help="texts to give back (default: 1)")
-    parser.add_argument("--sample", action="store_true", help="draw words by their probability")
-    parser.add_argument("--temperature", type=float, help="below 1 for likelier words, 0 for the likeliest (--sample)")
-    parser.add_argument("--top-k", type=int, help="draw among that many likeliest words (--sample)")
-    parser.add_argument("--top-p", type=float, help="draw among the fewest words of this probability (--sample)")
-    parser.add_argument("--min-p", type=float, help="draw among words at least this part of the likeliest (--sample)")
-    parser.add_argument("--length-penalty", type=float, help="above 0 favours long texts (--beams; default: 1)")
+    """Add the options of `GenerationConfig`; the command decides about those not given."""
+    parser.add_argument(
+        "--beams", type=integer(1), help=f"beam search of this width; not when sampling (default: {beams})"
+    )
+    parser.add_argument("--n-best", type=integer(1), help="texts to give back (default: 1)")
+    parser.add_argument(
+        "--sample",
+        action="store_true",
+        help="sample tokens; --temperature above 0, --top-k, --top-p and --min-p imply it",
+    )
+    parser.add_argument("--temperature", type=finite, help="below 1 for likelier tokens; 0 is greedy decoding")
+    parser.add_argument("--top-k", type=integer(0), help="sample from this many most likely tokens")
+    parser.add_argument("--top-p", type=finite, help="sample from the fewest tokens whose probabilities sum to this")
+    parser.add_argument(
+        "--min-p", type=finite, help="sample from tokens with at least this fraction of the highest probability"
+    )
+    parser.add_argument("--length-penalty", type=finite, help="above 0 favours long texts (--beams; default: 1)")
     parser.add_argument("--early-stopping", action="store_true", help="stop as soon as enough texts ended (--beams)")
-    parser.add_argument("--repetition-penalty", type=float, help="above 1: words become less likely once written")
-    parser.add_argument("--no-repeat-ngram", type=int, metavar="N", help="no N words in a row occur twice")
-    parser.add_argument("--min-length", type=int, help="fewest new tokens")
-    parser.add_argument("--max-length", type=int, help="most new tokens")
-    parser.add_argument("--seed", type=int, default=0, help="of --sample (default: 0)")
+    parser.add_argument("--repetition-penalty", type=finite, help="above 1: words become less likely once written")
+    parser.add_argument("--no-repeat-ngram", type=integer(0), metavar="N", help="no N words in a row occur twice")
+    parser.add_argument("--min-length", type=integer(0), help="fewest new tokens")
+    parser.add_argument("--max-length", type=integer(1), help="most new tokens")
+    parser.add_argument("--seed", type=integer(0, LARGEST_SEED), default=0, help="of sampling (default: 0)")
 
 
 def generation_of(options: argparse.Namespace, **ordinary: Any) -> GenerationConfig:
-    """The config that was asked for; `ordinary` are the command's own defaults. Raises ConfigError for a wrong one."""
+    """Return the generation settings of a command line; `ordinary` are the command's own defaults.
+
+    A sampling option implies sampling, temperature 0 greedy decoding; both turn the default beam search off. Raises
+    ConfigError for settings out of range or without effect, such as `--beams 4 --top-k 5`.
+    """
     given = {f.name: getattr(options, f.name, None) for f in fields(GenerationConfig)}
     asked = {name: value for name, value in given.items() if value is not None and value is not False}
-    if options.sample and options.beams is None:
+    greedy = options.temperature == 0
+    if not greedy and any(name in asked for name in ("sample", "temperature", "top_k", "top_p", "min_p")):
+        asked["sample"] = True
+    if greedy or "sample" in asked:
         ordinary = ordinary | {"beams": 1}
     ordinary = ordinary | {"max_length": max(ordinary.get("max_length", 20), asked.get("min_length", 0))}
     return GenerationConfig(**(ordinary | asked))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit.cli.arguments import MODEL_HELP, Parser, announce, make_folder
+from vit.cli.arguments import MODEL_HELP, Parser, announce, finite, integer, make_folder
 from vit.errors import ConfigError, DataError, UnreadableImage, display_path
 from vit.explain import FOR_A_CLASS, FUSIONS, METHODS
 from vit.files import dump_json, whole_file, write_text
@@ -54,20 +54,22 @@ def main(argv: list[str]) -> int:
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("images", metavar="IMAGE", nargs="*", help="files, folders, globs; with --score a folder")
     parser.add_argument("--method", action="append", choices=METHODS, help="can stand several times (default: generic)")
-    parser.add_argument("--layer", type=int, help="of raw and norm, from 0 (default: the last)")
-    parser.add_argument("--head", type=int, help="of raw, from 0 (default: the mean of all)")
+    parser.add_argument("--layer", type=integer(0), help="of raw and norm, from 0 (default: the last)")
+    parser.add_argument("--head", type=integer(0), help="of raw, from 0 (default: the mean of all)")
     parser.add_argument(
         "--query", default="cls", help="what asks: ROW,COL of a patch (default: what the model pools by)"
     )
     parser.add_argument("--fusion", choices=FUSIONS, default="mean", help="of all heads, for rollout (default: mean)")
     parser.add_argument(
-        "--discard", type=float, default=0.0, help="fraction of each row's weights that rollout drops, the lowest"
+        "--discard", type=finite, default=0.0, help="fraction of each row's weights that rollout drops, the lowest"
     )
     parser.add_argument("--class", dest="target", metavar="NAME", help="whose map (default: the predicted class)")
     parser.add_argument("--compare", metavar="NAME,NAME", help="the difference of two classes' maps")
-    parser.add_argument("--explorer", type=int, default=8, metavar="N", help="pictures in the page (default: 8)")
+    parser.add_argument("--explorer", type=integer(0), default=8, metavar="N", help="pictures in the page (default: 8)")
     parser.add_argument("--score", action="store_true", help="how faithful the maps are, on pictures with classes")
-    parser.add_argument("--limit", type=int, default=200, help="pictures that --score takes at most (default: 200)")
+    parser.add_argument(
+        "--limit", type=integer(1), default=200, help="pictures that --score takes at most (default: 200)"
+    )
     parser.add_argument("--model-report", action="store_true", help="what the model itself has learnt: no --method")
     parser.add_argument("--out", default="attention", help="folder to write to (default: attention)")
     parser.add_argument("--weights", choices=("ema", "raw"), help="averaged or raw weights (default: averaged if any)")
@@ -106,10 +108,6 @@ def _check_use(options: Any) -> None:
         raise ConfigError(f"--score and {idle[0]}: every map is measured as it is by itself")
     if not options.images and not options.model_report:
         raise ConfigError("IMAGE: name at least one picture or folder")
-    if options.limit < 1:
-        raise ConfigError(f"--limit: must be at least 1, got {options.limit}")
-    if options.explorer < 0:
-        raise ConfigError(f"--explorer: must be 0 or more, got {options.explorer}")
 
 
 def _given(options: Any, name: str) -> str:

@@ -6,7 +6,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from vit.cli.arguments import MODEL_HELP, Parser, add_generation, announce, generation_of, make_folder, mention_unknown
+from vit.cli.arguments import (
+    MODEL_HELP,
+    Parser,
+    add_generation,
+    announce,
+    generation_of,
+    integer,
+    make_folder,
+    mention_unknown,
+)
 from vit.errors import UnreadableImage, display_path
 from vit.files import dump_json, whole_file, write_text
 from vit.models.generation_config import GenerationConfig
@@ -35,12 +44,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--method", choices=("cross", "generic"), default="cross", help="of --attention (default: cross)"
     )
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=integer(1), default=8)
     parser.add_argument("--weights", choices=("ema", "raw"), help="averaged or raw weights (default: averaged if any)")
     parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
     options = parser.parse_args(argv)
-    if options.batch_size < 1:
-        parser.error("--batch-size must be at least 1")
     config = generation_of(options, beams=BEAMS)  # refused before anything is read
 
     from vit.data.folders import find_images

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from vit.data.config import require
+from vit.data.config import LARGEST_INT, LARGEST_SEED, require
 from vit.errors import ConfigError, display_path
 from vit.tasks.config import Config
 
@@ -37,6 +37,9 @@ _KINDS = {  # how Python's types are called in messages
     "bool": "true or false",
     "str": "a word",
 }
+_LARGEST = {"train.seed": LARGEST_SEED, "data.max_pixels": 2**63 - 1}
+"""limits of integer settings other than `LARGEST_INT`"""
+
 _OPTIONS = ["config", "out", "resume", "print-config"]  # of vit train, beside the keys
 
 
@@ -73,8 +76,12 @@ def compose(files: list[str], overrides: list[str]) -> Config:
         raise ConfigError(_in_one_line(error)) from error
     for key in leaf_keys():
         value = attrgetter(key)(config)
-        numbers = [n for n in (value if isinstance(value, tuple) else [value]) if isinstance(n, float)]
-        require(all(map(math.isfinite, numbers)), key, value, "must be finite")
+        for number in value if isinstance(value, tuple) else [value]:
+            if isinstance(number, float):
+                require(math.isfinite(number), key, value, "must be finite")
+            elif isinstance(number, int):
+                largest = _LARGEST.get(key, LARGEST_INT)
+                require(abs(number) <= largest, key, value, f"must be at most {largest}")
     return config
 
 

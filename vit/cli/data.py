@@ -1,9 +1,11 @@
 """`vit data`: look through a data set, or make a small one."""
 
 import sys
+from itertools import islice
 from pathlib import Path
 
-from vit.cli.arguments import Parser
+from vit.cli.arguments import Parser, integer
+from vit.data.config import LARGEST_SEED
 from vit.files import dump_json
 
 _PROGRESS_EVERY = 100  # pictures
@@ -12,7 +14,9 @@ _PROGRESS_EVERY = 100  # pictures
 def main(argv: list[str]) -> int:
     """Run `vit data` with the words after it; returns the exit code. Exits with 2 on wrong use, raises `VitError`."""
     parser = _parser()
-    arguments, settings = parser.parse_known_args(argv)
+    words, settings = _split_settings(argv)
+    arguments, unknown = parser.parse_known_args(words)
+    settings += unknown
     if arguments.command in ("preview", "pack", "shard"):
         from vit.cli.config import compose
         from vit.cli.data_pictures import pack, preview, shard
@@ -32,6 +36,21 @@ def main(argv: list[str]) -> int:
     if arguments.set == "dates":
         return _make_dates(arguments.out, arguments.count, arguments.seed)
     return _make_digits(arguments.out)
+
+
+def _split_settings(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Separate the settings of `vit train`, `--task VALUE` and `--part.key VALUE`, from the other words."""
+    words, settings = [], []
+    rest = iter(argv)
+    for word in rest:
+        key, equals, _ = word.partition("=")
+        if word == "--":
+            words += [word, *rest]
+        elif key == "--task" or (key.startswith("--") and "." in key):
+            settings += [word] if equals else [word, *islice(rest, 1)]  # `compose` reports a missing value
+        else:
+            words.append(word)
+    return words, settings
 
 
 def _parser() -> Parser:
@@ -76,7 +95,7 @@ def _parser() -> Parser:
         command.add_argument("data", metavar="DATA", help="a folder of class folders, or a .csv or .jsonl list")
         command.add_argument("--config", metavar="FILE", action="append", default=[], help="YAML with settings")
     preview.add_argument("--out", metavar="FILE", default="preview.png", help="PNG to write (default: %(default)s)")
-    preview.add_argument("--epoch", metavar="N", type=int, default=0, help="counted from 0 (default: 0)")
+    preview.add_argument("--epoch", metavar="N", type=integer(0), default=0, help="counted from 0 (default: 0)")
     shard.add_argument(
         "--out", metavar="URL", required=True, help="a new folder, or an address: s3://, gs:// or r2://BUCKET/NAME"
     )
@@ -87,7 +106,11 @@ def _parser() -> Parser:
         help="litdata: chunks to stream; webdataset: tars, read in place (default: %(default)s)",
     )
     shard.add_argument(
-        "--megabytes", metavar="N", type=int, default=64, help="about the size of a file (default: %(default)s)"
+        "--megabytes",
+        metavar="N",
+        type=integer(1, 1 << 20),
+        default=64,
+        help="about the size of a file (default: %(default)s)",
     )
     make = commands.add_parser("make", help="make a data set", description="Make a data set.")
     sets = make.add_subparsers(dest="set", required=True, metavar="digits|scenes|dates")
@@ -114,15 +137,23 @@ def _parser() -> Parser:
         made.add_argument(
             "--count",
             metavar="N",
-            type=int,
+            type=integer(1),
             default=count,
             help=f"{what} for training; val and test get a tenth as many each (default: %(default)s)",
         )
         made.add_argument(
-            "--seed", metavar="S", type=int, default=0, help="another seed makes another set (default: 0)"
+            "--seed",
+            metavar="S",
+            type=integer(0, LARGEST_SEED),
+            default=0,
+            help="another seed makes another set (default: 0)",
         )
     scenes.add_argument(
-        "--size", metavar="PIXELS", type=int, default=64, help="height and width of the pictures (default: %(default)s)"
+        "--size",
+        metavar="PIXELS",
+        type=integer(1),
+        default=64,
+        help="height and width of the pictures (default: %(default)s)",
     )
     return parser
 

@@ -84,8 +84,6 @@ def pack(data: str, config: Config) -> int:
 
 def shard(data: str, config: Config, out: str, engine: str, megabytes: int) -> int:
     """Write the pictures of DATA, with their classes or captions, as a few large files. -> the exit code."""
-    if megabytes < 1:
-        raise ConfigError(f"--megabytes: must be at least 1, got {megabytes}")
     shares: dict[str, Any] = {"val_fraction": config.data.val_fraction, "test_fraction": config.data.test_fraction}
     if config.task == "classify":
         from vit.data.folders import list_training

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from vit.cli.arguments import MODEL_HELP, Parser, announce
+from vit.cli.arguments import MODEL_HELP, Parser, announce, integer
 from vit.errors import ConfigError, display_path
 from vit.files import dump_json
 
@@ -20,11 +20,9 @@ def main(argv: list[str]) -> int:
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--nearest", metavar="WORD", help="the words nearest to this one")
     asked.add_argument("--analogy", nargs=3, metavar=("A", "B", "C"), help="what is to C as B is to A")
-    parser.add_argument("--top", type=int, default=10, help="words to show (default: 10)")
+    parser.add_argument("--top", type=integer(1), default=10, help="words to show (default: 10)")
     parser.add_argument("--weights", choices=("ema", "raw"), help="averaged or raw weights (default: averaged if any)")
     options = parser.parse_args(argv)
-    if options.top < 1:
-        parser.error("--top must be at least 1")
 
     from vit.data.tokenizer import Tokenizer
     from vit.explain.embeddings import analogy, nearest

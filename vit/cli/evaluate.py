@@ -17,12 +17,13 @@ from vit.cli.arguments import (
     Parser,
     announce,
     data_name,
+    integer,
     make_folder,
     run_of,
     seen_in_training,
     split_told,
 )
-from vit.data.config import DataConfig, Preprocessing
+from vit.data.config import MOST_WORKERS, DataConfig, Preprocessing
 from vit.errors import ConfigError, DataError, display_path
 from vit.files import dump_json, whole_file, write_text
 from vit.tasks.config import Config, TrainConfig
@@ -53,13 +54,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", help="folder for the report (default: evaluation/DATA, in the run folder or here)")
     parser.add_argument("--split", choices=("train", "val", "test"), help="default: test if there is one, else val")
     parser.add_argument("--weights", choices=("ema", "raw"), help="averaged or raw weights (default: averaged if any)")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=-1, help="processes that decode pictures (-1: by cores)")
+    parser.add_argument("--batch-size", type=integer(1), default=64)
+    parser.add_argument(
+        "--workers", type=integer(-1, MOST_WORKERS), default=-1, help="processes that decode pictures (-1: by cores)"
+    )
     parser.add_argument("--accelerator", choices=("auto", "cpu", "gpu", "mps"), default="auto")
     parser.add_argument("--devices", default="auto", help="how many share classification out (auto: all GPUs)")
-    parser.add_argument("--beams", type=int, default=4, help="of models that write (default: 4)")
+    parser.add_argument("--beams", type=integer(1), default=4, help="of models that write (default: 4)")
     parser.add_argument(
-        "--no-repeat-ngram", type=int, default=0, metavar="N", help="in captions no N words in a row occur twice"
+        "--no-repeat-ngram", type=integer(0), default=0, metavar="N", help="in captions no N words in a row occur twice"
     )
     parser.add_argument("--java", action="store_true", help="METEOR and SPICE of captions, by pycocoevalcap's Java")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32")
@@ -68,9 +71,7 @@ def main(argv: list[str]) -> int:
         data=DataConfig(batch_size=options.batch_size, workers=options.workers),
         train=TrainConfig(accelerator=options.accelerator, precision=options.precision),
     )
-    if options.beams < 1 or options.no_repeat_ngram < 0:
-        parser.error("--beams must be at least 1, --no-repeat-ngram at least 0")
-    if options.devices != "auto" and not re.fullmatch(r"[1-9]\d*", options.devices):
+    if options.devices != "auto" and not re.fullmatch(r"[1-9]\d{0,3}", options.devices):
         parser.error("--devices must be auto or a number")
     if "torch" not in sys.modules:  # which heeds it when it is loaded
         # threads that wait for each other leave their cores to the processes that read pictures

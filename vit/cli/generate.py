@@ -29,13 +29,9 @@ def main(argv: list[str]) -> int:
     announce(model)
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     goes_on = model.kind == "language"
-    asked = {name for name in ("beams", "sample", "temperature", "max_length") if getattr(options, name)}
-    greedy = options.temperature == 0 or (options.beams or 1) > 1
-    if goes_on and not greedy and "sample" not in asked:
-        options.sample = True  # the likeliest words alone soon go round in circles
     windowed = goes_on and (options.beams or 1) == 1
-    if options.temperature == 0:
-        options.temperature, options.sample = None, False
+    if windowed and options.temperature != 0:
+        options.sample = True  # greedy decoding soon repeats itself
     for prompt in _prompts(options.prompt):
         most = FOLLOWING if windowed else writer.room(prompt)
         config = generation_of(options, max_length=min(most, FOLLOWING) if goes_on else most, window=windowed)

@@ -11,7 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
-from vit.cli.arguments import MODEL_HELP, Parser, announce, mention_unknown
+from vit.cli.arguments import MODEL_HELP, Parser, announce, integer, mention_unknown
 from vit.errors import ConfigError, UnreadableImage, display_path
 from vit.files import dump_json, whole_file
 
@@ -34,15 +34,13 @@ def main(argv: list[str]) -> int:
         "paths", metavar="PATH", nargs="+", help="files, folders, globs; - reads a list of files from standard input"
     )
     parser.add_argument("--text", help="what is asked about every picture, of models that read both")
-    parser.add_argument("--top", type=int, default=5, help="classes a picture (default 5)")
+    parser.add_argument("--top", type=integer(1), default=5, help="classes a picture (default 5)")
     parser.add_argument("--format", choices=("jsonl", "csv"), help="default: csv where --out ends so, else jsonl")
     parser.add_argument("--out", help="file to write, or to replace, instead of standard output")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=integer(1), default=32)
     parser.add_argument("--weights", choices=("ema", "raw"), help="averaged or raw weights (default: averaged if any)")
     parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
     options = parser.parse_args(argv)
-    if options.top < 1 or options.batch_size < 1:
-        parser.error("--top and --batch-size must be at least 1")
 
     from vit.api import classifier_of
     from vit.models.sources import load_model

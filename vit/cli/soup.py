@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit.cli.arguments import Parser, run_of, seen_in_training
-from vit.data.config import DataConfig, Preprocessing
+from vit.cli.arguments import Parser, integer, run_of, seen_in_training
+from vit.data.config import MOST_WORKERS, DataConfig, Preprocessing
 from vit.errors import ConfigError, display_path
 from vit.tasks.config import Config, TrainConfig
 
@@ -33,8 +33,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--data", help="pictures to choose by: best first, each is kept if accuracy does not fall")
     parser.add_argument("--split", choices=("train", "val", "test"), default="val", help="of DATA (default: val)")
     parser.add_argument("--out", required=True, help="model file to write: FILE.safetensors")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=-1, help="processes that decode pictures (-1: by cores)")
+    parser.add_argument("--batch-size", type=integer(1), default=64)
+    parser.add_argument(
+        "--workers", type=integer(-1, MOST_WORKERS), default=-1, help="processes that decode pictures (-1: by cores)"
+    )
     parser.add_argument("--accelerator", choices=("auto", "cpu", "gpu", "mps"), default="auto")
     options = parser.parse_args(argv)
     if len(options.models) < 2:

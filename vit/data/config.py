@@ -12,10 +12,21 @@ Crop = Literal["random-resized", "pad", "none"]
 Cache = Literal["auto", "none", "ram", "disk", "device"]
 
 
+LARGEST_INT = 2**31 - 1
+"""largest value of an integer setting or option that has no limit of its own"""
+
+LARGEST_SEED = 2**32 - 1
+"""largest seed that NumPy's global generator takes, which Lightning seeds too"""
+
+MOST_WORKERS = 1024
+"""largest number of worker processes; a larger one is a typing error that would exhaust the machine"""
+
+
 def require(holds: bool, key: str, value: object, rule: str) -> None:
     """Raise `ConfigError` naming the key, its value and the rule it breaks."""
     if not holds:
-        raise ConfigError(f"{key}: {rule}, got {value!r}")
+        shown = repr(value)
+        raise ConfigError(f"{key}: {rule}, got {shown if len(shown) <= 80 else shown[:80] + '...'}")
 
 
 def require_colours(prefix: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -96,7 +107,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         require(self.cache_side >= 0, "data.cache_side", self.cache_side, "must be 0 (automatic) or a number of pixels")
         require(self.batch_size >= 1, "data.batch_size", self.batch_size, "must be at least 1")
-        require(self.workers >= -1, "data.workers", self.workers, "must be -1 (automatic), 0 or more")
+        allowed = f"must be -1 (automatic), 0 or more, at most {MOST_WORKERS}"
+        require(-1 <= self.workers <= MOST_WORKERS, "data.workers", self.workers, allowed)
         require(self.timeout >= 0, "data.timeout", self.timeout, "must be 0 (never) or a number of seconds")
         require(0 < self.val_fraction < 1, "data.val_fraction", self.val_fraction, "must be between 0 and 1")
         require(0 <= self.test_fraction < 1, "data.test_fraction", self.test_fraction, "must be in [0, 1)")

@@ -8,9 +8,10 @@ from vit.errors import ConfigError
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """Greedy as it stands; `beams` above 1 searches for likely texts, `sample` draws them.
+    """Greedy decoding by default; `beams` above 1 is beam search, `sample` draws tokens.
 
-    Lengths count new tokens: those after the prompt, the end token among them. What would not act is refused.
+    A temperature other than 0 and 1, `top_k`, `top_p` and `min_p` imply `sample`. Lengths count new tokens: those after
+    the prompt, EOS included. Raises ConfigError for values out of range and for settings without effect.
     """
 
     max_length: int = 20
@@ -25,15 +26,15 @@ class GenerationConfig:
     """true: stop as soon as `beams` texts have ended; false: when no running one is better than they are now; never:
     when none can become so (beams)"""
     sample: bool = False
-    """draw each word by its probability"""
+    """draw each token from the distribution"""
     temperature: float = 1.0
-    """logits are divided by it: below 1 for likelier words; 0 takes the likeliest (sample)"""
+    """divides the logits: below 1 sharpens the distribution; 0 is greedy decoding"""
     top_k: int = 0
-    """draw among that many likeliest words; 0 for all (sample)"""
+    """sample from this many most likely tokens; 0 for all"""
     top_p: float = 1.0
-    """draw among the fewest words that have this probability together (sample; Holtzman et al. 2019)"""
+    """sample from the smallest set of tokens whose probabilities sum to this (Holtzman et al. 2019)"""
     min_p: float = 0.0
-    """draw among words at least this part as likely as the likeliest (sample; Nguyen et al. 2024)"""
+    """sample from tokens with at least this fraction of the highest probability (Nguyen et al. 2024)"""
     repetition_penalty: float = 1.0
     """above 1: words of the text and its prompt become less likely (Keskar et al. 2019, CTRL)"""
     no_repeat_ngram: int = 0
@@ -54,22 +55,33 @@ class GenerationConfig:
         self._require(self.repetition_penalty > 0, "repetition_penalty", "must be positive")
         known = self.early_stopping in (True, False, "never")
         self._require(known, "early_stopping", "must be true, false or never")
-        if self.sample:
-            self._require(self.beams == 1, "beams", "must be 1 with sample")
-            self._require(self.draws or self.n_best == 1, "n_best", "must be 1 at temperature 0, which draws nothing")
-        else:
-            self._require(self.n_best <= self.beams, "n_best", f"must be at most beams, {self.beams}, without sample")
-            self._require(self.temperature in (0, 1), "temperature", "only acts with sample")
-            for name, unused in (("top_k", 0), ("top_p", 1), ("min_p", 0)):
-                self._require(getattr(self, name) == unused, name, "only acts with sample")
+        narrowed = self._narrowed
+        if self.temperature == 0 and not self.sample:
+            for name in narrowed:
+                self._require(False, name, "has no effect at temperature 0, which is greedy decoding")
+        elif self.temperature != 1:
+            narrowed = ("temperature", *narrowed)
+        if self.sample or narrowed:
+            implied = f", which {narrowed[0]} {getattr(self, narrowed[0])} implies" if narrowed else ""
+            self._require(self.beams == 1, "beams", f"must be 1 when sampling{implied}")
+        if not self.draws:
+            fewest = "must be 1 at temperature 0, which draws nothing" if self.sample else ""
+            self._require(
+                self.n_best <= self.beams, "n_best", fewest or f"must be at most beams, {self.beams}, without sampling"
+            )
         if self.beams == 1:
             self._require(self.length_penalty == 1, "length_penalty", "only acts with beams above 1")
             self._require(self.early_stopping is False, "early_stopping", "only acts with beams above 1")
 
     @property
     def draws(self) -> bool:
-        """Words are drawn, not the likeliest taken."""
-        return self.sample and self.temperature > 0
+        """Whether tokens are sampled rather than chosen by greedy decoding or beam search."""
+        return self.temperature > 0 and (self.sample or self.temperature != 1 or bool(self._narrowed))
+
+    @property
+    def _narrowed(self) -> tuple[str, ...]:
+        """The settings that restrict which tokens are sampled."""
+        return tuple(name for name, off in (("top_k", 0), ("top_p", 1), ("min_p", 0)) if getattr(self, name) != off)
 
     def _require(self, holds: bool, key: str, rule: str) -> None:
         if not holds:
