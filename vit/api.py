@@ -25,6 +25,7 @@ from vit.models.file import ModelFile, Weights
 from vit.models.outputs import require_finite, top_classes
 from vit.models.sources import load_model, near
 from vit.models.vision import VisionTransformer
+from vit.names import class_name
 
 if TYPE_CHECKING:
     from vit.writers import Captioner, FusedModel, Writer
@@ -131,7 +132,8 @@ class Classifier(PictureReader):
         """The number of a class by its name, or by what it is in words. Raises ConfigError naming the nearest."""
         if isinstance(name, int):
             return name
-        known = [*self.classes, *(self.descriptions or ())]
+        name = class_name(name)
+        known = [class_name(text) for text in (*self.classes, *(self.descriptions or ()))]
         if name not in known:
             there = ", ".join(map(display_path, self.classes[:8])) + (", ..." if self.classes[8:] else "")
             raise ConfigError(f"no class {display_path(name)}{near(name, known)}; there are {there}")

@@ -132,9 +132,10 @@ def test_a_link_to_a_parent_multiplies_nothing(tmp_path):
 
 def test_linked_pictures_and_linked_folders_count(tmp_path):
     fill(tmp_path / "elsewhere" / "cats", 3)
+    fill(tmp_path / "elsewhere" / "dogs", 1)
     fill(tmp_path / "data" / "dog", 2)
     (tmp_path / "data" / "cat").symlink_to(tmp_path / "elsewhere" / "cats")
-    (tmp_path / "data" / "dog" / "linked.jpg").symlink_to(tmp_path / "elsewhere" / "cats" / "0.jpg")
+    (tmp_path / "data" / "dog" / "linked.jpg").symlink_to(tmp_path / "elsewhere" / "dogs" / "0.jpg")
     listing = train(tmp_path / "data")
     assert Counter(name for split in listing.splits for name, _ in names(listing, split)) == {"cat": 3, "dog": 3}
 
@@ -163,6 +164,7 @@ def test_what_is_left_out_is_named_with_the_reason(tmp_path):
 def test_what_lies_beside_the_splits_is_named(tmp_path):
     for name in ("cat", "dog"):
         fill(tmp_path / "train" / name)
+        fill(tmp_path / "val" / name)
     fill(tmp_path / "extra")
     assert [(os.path.basename(item.path), item.reason) for item in train(tmp_path).left_out] == [
         ("extra", "lies beside the folders of the splits")

@@ -66,7 +66,8 @@ def test_a_change_is_seen(change: str, folder: Path) -> None:
         (train / "bird").mkdir()
         (train / "bird" / "1.jpg").write_bytes(b"x")
     else:
-        (train / "dog" / "7.jpg").symlink_to(train / "cat" / "1.jpg")
+        (folder.parent / "7.jpg").write_bytes(b"x")
+        (train / "dog" / "7.jpg").symlink_to(folder.parent / "7.jpg")
     assert listed(folder) != before
 
 

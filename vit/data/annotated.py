@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from vit.data.folders import hold_out
-from vit.data.layouts import SPLITS, UNSPLIT, LeftOut, entries, is_picture, split_in
+from vit.data.layouts import SPLITS, UNSPLIT, split_in
 from vit.data.tables import Row, fault, open_text
+from vit.data.walk import LeftOut, entries, is_picture
 from vit.errors import DataError, display_path
 
 Reader = TypeVar("Reader")

@@ -22,8 +22,8 @@ from functools import partial
 from typing import Any
 
 from vit.data.annotated import Tally, first_line, lines, split_of
-from vit.data.layouts import is_picture
 from vit.data.tables import PATH_COLUMNS, Row, fault, open_text, read_rows, text_of
+from vit.data.walk import is_picture
 from vit.errors import DataError, display_path
 
 EMPTY = "empty captions"

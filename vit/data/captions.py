@@ -24,19 +24,9 @@ from vit.data.annotated import (
 )
 from vit.data.caption_formats import EMPTY, Reader, Record, caption_reader, captions_of, read_json, strict_text
 from vit.data.folders import choose_split
-from vit.data.layouts import (
-    SPLITS,
-    UNSPLIT,
-    LeftOut,
-    entries,
-    is_picture,
-    is_shards,
-    split_in,
-    split_of_tar,
-    unfit,
-    walk,
-)
+from vit.data.layouts import SPLITS, UNSPLIT, is_shards, split_in, split_of_tar
 from vit.data.tars import members, tars_in
+from vit.data.walk import LeftOut, entries, is_picture, unfit, walk
 from vit.errors import DataError, display_path
 
 DUPLICATE = "duplicate captions"

@@ -17,7 +17,8 @@ import numpy as np
 from vit.data.decode import decode
 from vit.data.duplicates import Fingerprint, fingerprint, near_pairs
 from vit.data.folders import training_problems
-from vit.data.layouts import UNSPLIT, Found, LeftOut, find_pictures, is_shards
+from vit.data.layouts import UNSPLIT, Found, find_pictures, is_shards
+from vit.data.walk import LeftOut
 from vit.errors import DataError, UnreadableImage, display_path
 from vit.files import whole_file
 

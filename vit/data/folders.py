@@ -14,9 +14,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from vit.data.layouts import SPLIT_NAMES, UNSPLIT, Found, LeftOut, entries, find_pictures, is_picture, is_shards, walk
+from vit.data.layouts import SPLIT_NAMES, UNSPLIT, Found, few, find_pictures, is_shards
 from vit.data.tables import fault, read_rows, text_of
+from vit.data.walk import LeftOut, entries, is_picture, walk
 from vit.errors import DataError, display_path
+from vit.names import class_name
 
 __all__ = [
     "LeftOut",
@@ -123,12 +125,12 @@ def list_evaluation(data: str | os.PathLike[str], classes: Sequence[str], *, spl
     found = _found(data)
     chosen = choose_split(found.name, found.splits, split)
     pictures = {name: paths for name, paths in found.splits[chosen].items() if paths}
-    root = display_path(found.name)
+    root, classes = display_path(found.name), [class_name(name) for name in classes]
     if not pictures:
         raise DataError(f"{root}: no pictures{'' if chosen == UNSPLIT else f' in {chosen}'}")
     unknown = {name: len(pictures[name]) for name in sorted(pictures) if name not in classes}
     if len(unknown) == len(pictures):
-        there, expected = display_path(_few(list(unknown))), display_path(_few(classes))
+        there, expected = display_path(few(list(unknown))), display_path(few(classes))
         raise DataError(f"{root}: has none of the model's classes; it has {there}, the model knows {expected}")
     samples = [Sample(path, label) for label, name in enumerate(classes) for path in pictures.get(name, [])]
     return Listing(found.root, tuple(classes), {chosen: samples}, found.left_out, unknown, found.table)
@@ -151,10 +153,10 @@ def read_split(path: str | os.PathLike[str], classes: Sequence[str]) -> Listing:
 
     Raises DataError for what is no such list, or knows other classes.
     """
-    name, labels = os.fspath(path), {name: label for label, name in enumerate(classes)}
+    name, labels = os.fspath(path), {class_name(name): label for label, name in enumerate(classes)}
     splits: dict[str, list[Sample]] = {}
     for line, row in read_rows(name):
-        label, split = text_of(row, ("class",), name, line), text_of(row, ("split",), name, line)
+        label, split = class_name(text_of(row, ("class",), name, line)), text_of(row, ("split",), name, line)
         if label not in labels or split not in ("train", "val", "test"):
             raise fault(name, line, f"no class {label!r}, or no split {split!r}")
         file = os.path.join(os.path.dirname(name), text_of(row, ("path",), name, line))
@@ -187,14 +189,14 @@ def training_problems(found: Found) -> list[str]:
     problems = []
     empty = sorted(name for name, paths in train.items() if not paths)
     if empty:
-        problems.append(f"{root}: no pictures of {display_path(_few(empty))}; remove the class or add pictures")
+        problems.append(f"{root}: no pictures of {display_path(few(empty))}; remove the class or add pictures")
     if len(train) == 1:
         problems.append(f"{root}: only one class, {display_path(_only_class(found))}")
     for split, pictures in found.splits.items():
         foreign = sorted(name for name, paths in pictures.items() if paths and name not in train)
         if foreign:
-            problems.append(f"{root}: {split} has pictures of {display_path(_few(foreign))}, which train lacks")
-    return problems
+            problems.append(f"{root}: {split} has pictures of {display_path(few(foreign))}, which train lacks")
+    return problems + found.leaks
 
 
 def _only_class(found: Found) -> str:
@@ -277,9 +279,3 @@ def choose_split(root: str, splits: Collection[str], split: str | None) -> str:
         if choice in splits:
             return choice
     raise DataError(f"{display_path(root)}: neither test nor val to measure on; it has {names}")
-
-
-def _few(names: Sequence[str]) -> str:
-    """Up to five of the names, and how many more there are."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more

@@ -5,16 +5,20 @@ Nothing is decoded here; a file counts as a picture by its ending, and must be r
 
 import os
 import re
-import stat
+from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from vit.data.decode import IMAGE_SUFFIXES, file_of
+import numpy as np
+
 from vit.data.tables import PATH_COLUMNS, fault, read_rows, text_of
 from vit.data.tars import members, tars_in
+from vit.data.walk import RUN_FOLDER, LeftOut, entries, examined, inode, is_picture, is_run, walk
 from vit.errors import DataError, display_path
+from vit.names import class_name
 
 UNSPLIT = "all"
 """the split of pictures that the data does not assign to one"""
@@ -26,19 +30,10 @@ MANIFEST = "vit.json"
 
 _READERS = 8  # folders that are read at a time
 _LABEL_COLUMNS = ("label", "class")
-_IGNORED = {"__macosx", "thumbs.db", "desktop.ini", "@eadir"}  # what operating systems leave behind; hidden files too
 
 
 SPLITS = {**SPLIT_NAMES, "dev": "val", "restval": "train"}
 """what splits are called in file names; COCO's "restval" has been trained on since Karpathy and Fei-Fei 2015"""
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A file that cannot serve, with the reason in words."""
-
-    path: str
-    reason: str
 
 
 @dataclass
@@ -52,6 +47,8 @@ class Found:
     splits: dict[str, dict[str, list[str]]]
     left_out: list[LeftOut] = field(default_factory=list)
     table: str | None = None
+    leaks: list[str] = field(default_factory=list)
+    """one message per file that is in two splits; evaluating on one of them is possible, training is not"""
 
     @property
     def name(self) -> str:
@@ -105,64 +102,28 @@ def split_of_tar(path: str, root: str) -> str | None:
     )
 
 
-def walk(folder: str, barred: Iterable[tuple[int, int]] = ()) -> list[os.DirEntry[str]]:
-    """Every entry below `folder` that is no folder, sorted by name within each.
-
-    Links are followed, but no folder is entered twice, nor one whose (device, inode) is in `barred`: a link to a
-    parent folder must not multiply the pictures. Raises `DataError` for a folder that cannot be read.
-    """
-    entered = {*barred, inode(folder)}
-    found: list[os.DirEntry[str]] = []
-
-    def enter(folder: str) -> None:
-        for entry in entries(folder):
-            if not entry.is_dir():
-                found.append(entry)
-            elif (identity := inode(entry.path)) not in entered:
-                entered.add(identity)
-                enter(entry.path)
-
-    enter(folder)
-    return found
-
-
-def entries(folder: str) -> list[os.DirEntry[str]]:
-    """What lies in a folder, sorted by name, without hidden files and the litter of operating systems."""
-    try:
-        with os.scandir(folder) as scan:
-            kept = [e for e in scan if not e.name.startswith(".") and e.name.lower() not in _IGNORED]
-    except OSError as error:
-        raise DataError(f"{display_path(folder)}: {(error.strerror or str(error)).lower()}") from error
-    return sorted(kept, key=lambda entry: entry.name)
-
-
-def inode(path: str) -> tuple[int, int]:
-    """What is the same for all names of one folder."""
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
-
-
-def is_picture(name: str) -> bool:
-    """Whether a file name has the ending of a picture, in either case."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-
-
 def _find_in_folder(root: str) -> Found:
-    inside = entries(root)
+    found, inside = Found(root, {}), list[os.DirEntry[str]]()
+    for entry in entries(root):
+        if entry.is_dir() and is_run(entry.path):
+            found.left_out.append(LeftOut(entry.path, RUN_FOLDER))
+        else:
+            inside.append(entry)
     splits = _split_folders(root, [entry for entry in inside if entry.is_dir()])
-    found = Found(root, {})
+    keys = array("Q")
     if splits is None:
-        found.splits[UNSPLIT] = _classes(root, found.left_out, barred={inode(root)})
+        found.splits[UNSPLIT] = _classes(inside, root, found.left_out, {inode(root)}, keys)
     else:
         barred = {inode(root), *map(inode, splits.values())}
         for split, folder in splits.items():
-            found.splits[split] = _classes(folder, found.left_out, barred)
+            found.splits[split] = _classes(entries(folder), folder, found.left_out, barred, keys)
         beside = [entry for entry in inside if entry.path not in splits.values()]
         found.left_out += [
             LeftOut(entry.path, "lies beside the folders of the splits")
             for entry in beside
             if entry.is_dir() or is_picture(entry.name)
         ]
+    _separate(found, keys)
     _summarise_others(found)
     return found
 
@@ -176,7 +137,7 @@ def _find_in_tars(root: str, tars: list[str]) -> Found:
             if member.label is None:
                 found.left_out.append(LeftOut(member.picture, "no .cls beside it, and no class in its .json"))
             else:
-                found.splits.setdefault(split, {}).setdefault(member.label, []).append(member.picture)
+                found.splits.setdefault(split, {}).setdefault(class_name(member.label), []).append(member.picture)
     if not found.splits:
         raise DataError(f"{display_path(root)}: no picture with a class in {len(tars)} tars")
     _all_or_none(found, root, "some tars have no split in their names")
@@ -191,14 +152,30 @@ def _all_or_none(found: Found, root: str, fault: str) -> None:
 
 
 def _split_folders(root: str, folders: list[os.DirEntry[str]]) -> dict[str, str] | None:
-    """The folder of each split, or None when the folders of `root` are classes."""
+    """Return the folder of each split, or None when the folders of `root` are classes.
+
+    A class of vehicles may be called "train": a split holds folders, a class among other classes holds images. Raises
+    DataError where both readings are possible.
+    """
     named = [entry for entry in folders if entry.name.lower() in SPLIT_NAMES]
-    # A class of vehicles may be called "train": a split holds folders, a class among other classes holds pictures.
-    only_splits = len(named) == len(folders)
-    if not any(only_splits or any(inner.is_dir() for inner in entries(entry.path)) for entry in named):
+    nested = {entry.path: [inner.name for inner in entries(entry.path) if inner.is_dir()] for entry in named}
+    if not any(nested.values()) and (not named or len(named) < len(folders)):
         return None
-    if not only_splits and not any(SPLIT_NAMES[entry.name.lower()] == "train" for entry in named):
-        return None
+    others = [entry.name for entry in folders if entry not in named and _has_image(entry.path)]
+    of_splits = [entry for entry in named if nested[entry.path]]
+    kinds = {SPLIT_NAMES[entry.name.lower()] for entry in of_splits}
+    if of_splits and others and not ("train" in kinds and len(kinds) > 1):
+        first = of_splits[0]
+        as_split = f"{first.name} is a split with the classes {few(nested[first.path])}"
+        raise DataError(
+            f"{display_path(root)}: ambiguous: either {display_path(as_split)}, or "
+            f"{display_path(few([first.name, *others]))} are the classes; move or rename the folders of one reading"
+        )
+    has_train = any(SPLIT_NAMES[entry.name.lower()] == "train" for entry in named)
+    return _by_split(root, named) if has_train or len(named) == len(folders) else None
+
+
+def _by_split(root: str, named: Iterable[os.DirEntry[str]]) -> dict[str, str]:
     splits: dict[str, str] = {}
     for entry in named:
         split = SPLIT_NAMES[entry.name.lower()]
@@ -209,12 +186,39 @@ def _split_folders(root: str, folders: list[os.DirEntry[str]]) -> dict[str, str]
     return splits
 
 
-def _classes(folder: str, left_out: list[LeftOut], barred: set[tuple[int, int]]) -> dict[str, list[str]]:
-    """The pictures of each class folder in `folder`; what is unfit is added to `left_out`."""
-    beside: list[os.DirEntry[str]] = []
-    folders: list[os.DirEntry[str]] = []
-    for entry in entries(folder):
-        (folders if entry.is_dir() else beside).append(entry)
+def _has_image(folder: str) -> bool:
+    """Return whether there is an image in a folder, at any depth, run folders of vit not counted."""
+    return any(is_picture(entry.name) for entry in walk(folder))
+
+
+def few(names: Sequence[str]) -> str:
+    """Up to five of the names, and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+class _Scan(NamedTuple):
+    """What a class folder holds: images with the 64-bit key of each file, and what is not one."""
+
+    images: list[str]
+    keys: "array[int]"
+    others: list[LeftOut]
+
+
+def _classes(
+    inside: list[os.DirEntry[str]],
+    folder: str,
+    left_out: list[LeftOut],
+    barred: set[tuple[int, int]],
+    keys: "array[int]",
+) -> dict[str, list[str]]:
+    """Return the images of each class folder among the entries of `folder`, and add the key of each to `keys`.
+
+    What is unusable goes to `left_out`.
+    """
+    # Two spellings of one class name come one after the other, so that `keys` follows the listing.
+    folders = sorted((entry for entry in inside if entry.is_dir()), key=lambda entry: class_name(entry.name))
+    beside = [entry for entry in inside if not entry.is_dir()]
     pictures = [entry for entry in beside if is_picture(entry.name)]
     if pictures and not folders:
         raise DataError(
@@ -223,39 +227,82 @@ def _classes(folder: str, left_out: list[LeftOut], barred: set[tuple[int, int]])
         )
     left_out += [LeftOut(entry.path, "lies beside the class folders and so has no class") for entry in pictures]
     left_out += [LeftOut(entry.path, "") for entry in beside if not is_picture(entry.name)]
-    # A link from one class to another would give its pictures two labels.
+    # A link from one class to another would give its images two labels.
     barred = barred | {inode(entry.path) for entry in folders}
-    classes = {}
+    classes: dict[str, list[str]] = {}
     with ThreadPoolExecutor(_READERS) as pool:  # on a network file system each question waits for its answer
-        for entry, (pictures_of_it, others) in zip(
-            folders, pool.map(lambda entry: _fit(walk(entry.path, barred)), folders), strict=True
-        ):
-            classes[entry.name] = pictures_of_it
-            left_out += others
+        for entry, scan in zip(folders, pool.map(lambda entry: _scanned(entry.path, barred), folders), strict=True):
+            left_out += scan.others
+            if not scan.images and any(item.reason == RUN_FOLDER for item in scan.others):
+                continue  # a folder of runs
+            classes.setdefault(class_name(entry.name), []).extend(scan.images)
+            keys.extend(scan.keys)
     return classes
 
 
-def _fit(candidates: list[os.DirEntry[str]]) -> tuple[list[str], list[LeftOut]]:
-    """What can be pictures, and what cannot."""
-    pictures, others = [], []
-    for entry in candidates:
-        reason = unfit(entry) if is_picture(entry.name) else ""
+def _scanned(folder: str, barred: Collection[tuple[int, int]]) -> _Scan:
+    """Sort what is below a class folder into what can be an image and what cannot."""
+    if is_run(folder):
+        return _Scan([], array("Q"), [LeftOut(folder, RUN_FOLDER)])
+    scan = _Scan([], array("Q"), [])
+    for entry in walk(folder, barred, scan.others):
+        reason, key = examined(entry) if is_picture(entry.name) else ("", 0)
         if reason is None:
-            pictures.append(entry.path)
+            scan.images.append(entry.path)
+            scan.keys.append(key)
         else:
-            others.append(LeftOut(entry.path, reason))
-    return pictures, others
+            scan.others.append(LeftOut(entry.path, reason))
+    return scan
 
 
-def unfit(file: os.DirEntry[str] | str) -> str | None:
-    """Why a file cannot be a picture, as far as this shows without opening it; None when it can."""
-    try:
-        status = os.stat(file_of(file)) if isinstance(file, str) else file.stat()
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        return (getattr(error, "strerror", None) or str(error)).lower()
-    if not stat.S_ISREG(status.st_mode):
-        return "not a regular file"
-    return None if status.st_size else "empty file"
+def _separate(found: Found, keys: "array[int]") -> None:
+    """Skip files that are listed again under another name in their class and split; note those of two splits.
+
+    `keys` has the key of each image in the order of the listing. Raises DataError for a file that has two labels.
+    """
+    values, counts = np.unique(np.array(keys, np.uint64), return_counts=True)
+    again = set(values[counts > 1].tolist())
+    if not again:
+        return
+    first: dict[int, _Place] = {}
+    waiting = iter(keys)
+    for split, classes in found.splits.items():
+        for label, paths in classes.items():
+            kept = []
+            for path in paths:
+                if (key := next(waiting)) not in again or _is_new(_Place(path, label, split, ""), first, key, found):
+                    kept.append(path)
+            paths[:] = kept
+
+
+class _Place(NamedTuple):
+    """Where a file is listed: `where` names the line of a list, or is empty."""
+
+    path: str
+    label: str
+    split: str
+    where: str
+
+
+def _is_new(place: _Place, first: dict[int, _Place], key: int, found: Found) -> bool:
+    """Return whether a file is listed for the first time; a repetition is noted in `found`.
+
+    Raises DataError where its label is another one there: which of the two is right is for the user to say.
+    """
+    before = first.setdefault(key, place)
+    if before is place:
+        return True
+    here, there = place.where or display_path(place.path), before.where or display_path(before.path)
+    if place.label != before.label:
+        labels = f"labeled {place.label}, but {before.label} {'in' if before.where else 'as'} "
+        name = f": {display_path(place.path)}" if place.where else ""
+        raise DataError(f"{here}{name}: {display_path(labels)}{there}; keep one of the two")
+    if place.split != before.split:
+        found.leaks.append(f"{here}: the same file is in {before.split} ({there}) and in {place.split}; remove one")
+    else:
+        line = f"{place.where}: " if place.where else ""
+        found.left_out.append(LeftOut(place.path, f"{line}the same file as {there}"))
+    return place.split != before.split
 
 
 def _summarise_others(found: Found) -> None:
@@ -271,10 +318,10 @@ def _summarise_others(found: Found) -> None:
 
 def _find_in_list(path: str) -> Found:
     root = os.path.dirname(path)
-    found = Found(root, {}, table=path)
+    found, first = Found(root, {}, table=path), dict[int, _Place]()
     for line, row in read_rows(path):
         name = text_of(row, PATH_COLUMNS, path, line)
-        label = text_of(row, _LABEL_COLUMNS, path, line)
+        label = class_name(text_of(row, _LABEL_COLUMNS, path, line))
         split = UNSPLIT
         if "split" in row:
             split = SPLIT_NAMES.get(str(row["split"]).strip().lower(), "")
@@ -282,10 +329,10 @@ def _find_in_list(path: str) -> Found:
                 raise fault(path, line, f"split must be train, val or test, got {row['split']!r}")
         file = os.path.join(root, name)
         pictures = found.splits.setdefault(split, {}).setdefault(label, [])
-        reason = unfit(file)
-        if reason is None:
-            pictures.append(file)
-        else:
+        reason, key = examined(file)
+        if reason is not None:
             found.left_out.append(LeftOut(file, reason))
+        elif _is_new(_Place(file, label, split, f"{display_path(path)}, line {line}"), first, key, found):
+            pictures.append(file)
     _all_or_none(found, path, "some rows name no split")
     return found

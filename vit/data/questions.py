@@ -21,9 +21,11 @@ from vit.data.annotated import (
 )
 from vit.data.caption_formats import strict_text
 from vit.data.folders import choose_split
-from vit.data.layouts import UNSPLIT, LeftOut
+from vit.data.layouts import UNSPLIT
 from vit.data.tables import PATH_COLUMNS, read_rows, text_of
+from vit.data.walk import LeftOut
 from vit.errors import DataError, display_path
+from vit.names import class_name
 
 _TEXT_COLUMNS = ("question", "text")
 _ANSWER_COLUMNS = ("answer", "label", "class")
@@ -94,7 +96,7 @@ def list_evaluation_questions(
     listing = _find(data, images)
     chosen = choose_split(os.path.abspath(data), listing.splits, split)
     listing.splits = {chosen: listing.splits[chosen]}
-    listing.classes = tuple(classes)
+    listing.classes = tuple(map(class_name, classes))
     listing = _known(listing)
     if not any(listing.splits.values()):
         there, known = (display_path(", ".join(list(names)[:5])) for names in (listing.unknown, classes))
@@ -146,7 +148,7 @@ def _rows(path: str, delimiter: str) -> Iterator[_Row]:
         yield _Row(
             text_of(row, PATH_COLUMNS, path, line) if pictured else None,
             strict_text(text_of(row, _TEXT_COLUMNS, path, line), "text", path, line),
-            strict_text(text_of(row, _ANSWER_COLUMNS, path, line), "answer", path, line),
+            class_name(strict_text(text_of(row, _ANSWER_COLUMNS, path, line), "answer", path, line)),
             text_of(row, _ID_COLUMNS, path, line) if numbered else str(line),
             split_of(row, path, line),
         )

@@ -16,15 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from vit.data.cache import cache_folder
-from vit.data.layouts import Found, LeftOut, inode, unfit
+from vit.data.layouts import Found
 from vit.data.tars import tars_in
+from vit.data.walk import LeftOut, inode, unfit
 from vit.errors import VitError
 from vit.files import dump_json, whole_file
 
 LARGE = 20_000
 """pictures from which on listing takes long enough to remember"""
 
-_VERSION = 2
+_VERSION = 3
 _OF_CONTENT = ("empty file",)  # reasons to leave a file out that its folder's time does not vouch for
 _SETTLED = 2_000_000_000  # nanoseconds for which a folder must have stood still: clocks of file systems are coarse
 
@@ -41,7 +42,7 @@ def recall(root: str) -> Found | None:
                 if os.stat(folder).st_mtime_ns != then:
                     return None
             paths, start = _names(stored["paths"]), 0
-        found = Found(root, {}, [LeftOut(*item) for item in told["left_out"]])
+        found = Found(root, {}, [LeftOut(*item) for item in told["left_out"]], leaks=told["leaks"])
         if any(item.reason in _OF_CONTENT and unfit(item.path) != item.reason for item in found.left_out):
             return None
         for split, label, count in told["classes"]:
@@ -61,7 +62,7 @@ def remember(found: Found, started: int) -> None:
     times = np.array([os.stat(folder).st_mtime_ns for folder in folders], dtype=np.int64)
     if times.max() > started - _SETTLED:
         return
-    told = {"version": _VERSION, "root": found.root, "classes": classes}
+    told = {"version": _VERSION, "root": found.root, "classes": classes, "leaks": found.leaks}
     told |= {"left_out": [(item.path, item.reason) for item in found.left_out]}
     paths = [path for held in found.splits.values() for names in held.values() for path in names]
     place = _place(found.root)

@@ -30,6 +30,7 @@ from vit.data.layouts import MANIFEST
 from vit.data.normalise import as_tensor
 from vit.errors import DataError, UnreadableImage, VitError, display_path
 from vit.files import dump_json, write_text
+from vit.names import class_name
 
 _VERSION = 1
 _CAPTIONS = "captions.jsonl"
@@ -144,14 +145,14 @@ def list_shards(data: str | os.PathLike[str], classes: Sequence[str] | None = No
     """
     root, told = _manifest(data)
     try:
-        names, splits = tuple(told["classes"]), {}
+        names, splits = tuple(map(class_name, told["classes"])), {}
         for split, facts in told["splits"].items():
             labels = [label for label, count in facts["labels"] for _ in range(count)]
             splits[split] = [Sample(_name(root, split, i), label) for i, label in enumerate(labels)]
         side = int(told["splits"]["train" if "train" in splits else next(iter(splits))]["side"])
     except (ValueError, KeyError, TypeError) as error:
         raise _no_manifest(root, "of pictures with classes") from error
-    if classes is not None and tuple(classes) != names:
+    if classes is not None and tuple(map(class_name, classes)) != names:
         raise DataError(f"{display_path(root)}: has other classes than the model, or in another order")
     return ShardListing(root, names, splits, side=side)
 

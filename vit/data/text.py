@@ -15,8 +15,9 @@ from typing import NamedTuple
 from vit.data.annotated import Tally, check_splits, complete_splits, first_line, lines, sources_of, split_of
 from vit.data.caption_formats import strict_text
 from vit.data.folders import choose_split
-from vit.data.layouts import SPLITS, UNSPLIT, LeftOut, walk
+from vit.data.layouts import SPLITS, UNSPLIT
 from vit.data.tables import Row, fault, open_text, read_rows
+from vit.data.walk import LeftOut, walk
 from vit.errors import DataError, display_path
 
 EMPTY = "pairs with an empty side"

@@ -24,6 +24,7 @@ from torch import Tensor
 from vit.errors import ConfigError, ModelFileError, display_path
 from vit.files import dump_json, whole_file
 from vit.models.vision import VisionTransformer
+from vit.names import class_name
 from vit.nn import merged
 
 FORMAT = 1
@@ -49,6 +50,9 @@ class ModelFile:
     origin: str | None = None
     tokenizer: str | None = field(default=None, repr=False)
     """of a model of words: its tokenizer as JSON, as the tokenizers library writes it"""
+
+    def __post_init__(self) -> None:
+        self.classes = [class_name(name) if isinstance(name, str) else name for name in self.classes]
 
     def header(self) -> dict[str, Any]:
         """What is not a tensor, in plain types."""
