@@ -1,13 +1,14 @@
 """Writing files so that what stands under the final name is always whole."""
 
 import contextlib
+import csv
 import errno
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vit.errors import ModelFileError, VitError, display_path
 
@@ -58,6 +59,24 @@ def json_line(record: Any) -> str:
     if line.isprintable() and not any("\ud800" <= character <= "\udfff" for character in line):
         return line
     return dump_json(record)
+
+
+# OWASP, "CSV Injection", and ASVS 1.2.10; the last four are the full-width forms of the first four
+_FORMULA = re.compile("'*[=+\\-@\t\r\n\0\uff1d\uff0b\uff0d\uff20]")
+
+
+def csv_writer(stream: IO[str], *, raw: bool = False) -> Callable[[Iterable[Any]], Any]:
+    """Return a function that writes one row of CSV.
+
+    Unless `raw`, text that a spreadsheet would run as a formula gets an apostrophe in front. So does text that has
+    apostrophes before such a character: without one apostrophe every cell that matches `'+[=+-@...]` is what it was.
+    """
+    table = csv.writer(stream)
+
+    def safe(cell: Any) -> Any:
+        return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
+
+    return lambda cells: table.writerow(cells if raw else map(safe, cells))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,7 @@ def test_unreadable_pictures_are_recorded_and_the_others_answered_in_order(
         assert record == found[1]
     assert outcome.err.splitlines() == [
         *(f"vit: {path}: {reason}" for path, reason in reasons.items()),
-        "vit: 5 of the pictures could not be read",
+        "vit: no prediction for 5 of the images",
     ]
 
 
@@ -226,7 +227,7 @@ def test_what_a_list_names_in_vain_is_recorded_and_the_others_answered(
         "no such file or directory",
         "",
     ]
-    assert outcome.err.splitlines()[-1] == "vit: 3 of the pictures could not be read"
+    assert outcome.err.splitlines()[-1] == "vit: no prediction for 3 of the images"
 
 
 class Trickle(io.RawIOBase):
@@ -303,14 +304,77 @@ def test_a_gpu_that_is_not_there_is_refused(refused: Any, trained_run: Path, col
     assert message.startswith(f"vit: --device {device}: ")
 
 
-def test_paths_that_name_no_picture_are_refused(refused: Any, trained_run: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    for path, message in (
-        (tmp_path / "missing.png", f"no such file or folder: {tmp_path}/missing.png"),
-        (tmp_path / "*.png", f"no picture matches {tmp_path}/*.png"),
-        (tmp_path / "empty", f"{tmp_path}/empty: no pictures"),
-    ):
-        assert refused("predict", trained_run, path, code=1) == f"vit: {message}\n"
+def unreadable(folder: Path) -> dict[str, str]:
+    """Arguments that name no image, and the reasons."""
+    (folder / "empty").mkdir()
+    return {
+        str(folder / "missing.png"): "no such file or folder",
+        str(folder / "*.png"): "no image matches this pattern",
+        str(folder / "empty"): "no images in this folder",
+    }
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_arguments_that_name_no_image_are_recorded_and_the_others_predicted(
+    vit: Any, trained_run: Path, colour_folder: Path, tmp_path: Path, form: str
+) -> None:
+    good, reasons = str(colour_folder / "red" / "00.jpg"), unreadable(tmp_path)
+    paths = [path for wrong in reasons for path in (good, wrong)]
+    outcome = vit("predict", trained_run, *paths, "--format", form)
+    assert outcome.code == 1
+    found = records(outcome.out) if form == "jsonl" else table(outcome.out)
+    assert [record["path"] for record in found] == paths
+    assert [record["error"] for record in found[1::2]] == list(reasons.values())
+    assert all(record == found[0] and not record.get("error") for record in found[::2])
+    told = [f"vit: {path}: {reason}" for path, reason in reasons.items()]
+    assert outcome.err.splitlines() == [*told, "vit: no prediction for 3 of the images"]
+
+
+def test_a_path_that_names_no_image_fails_alone_as_well(vit: Any, trained_run: Path, tmp_path: Path) -> None:
+    for path, reason in unreadable(tmp_path).items():
+        outcome = vit("predict", trained_run, path)
+        assert (outcome.code, records(outcome.out)) == (1, [{"path": path, "error": reason}])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "p.parquet"], "--out p.parquet: .parquet is not supported; use .jsonl or .csv, or choose a format"),
+        (["--out", "P.XLSX"], "--out P.XLSX: .xlsx is not supported; use .jsonl or .csv, or choose a format"),
+        (["--out", "p.json"], "--out p.json: .json is not supported; use .jsonl or .csv, or choose a format"),
+        (["--out", "p.csv.gz"], "--out p.csv.gz: .gz is not supported; use .jsonl or .csv, or choose a format"),
+        (["--out", "p.csv", "--format=jsonl"], "--out p.csv and --format jsonl: two formats; change one of them"),
+        (["--out", "p.ndjson", "--format=csv"], "--out p.ndjson and --format csv: two formats; change one of them"),
+        (["--csv-raw"], "--csv-raw: has no effect without --format csv"),
+    ],
+)
+def test_an_output_name_of_another_format_is_refused_before_anything_is_read(
+    refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refused("predict", "no-such-model", "no-such-image", *words, code=2).startswith(f"vit: {message}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_formulas_in_csv_cells_become_text_and_come_back(
+    vit: Any, trained_run: Path, picture: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["=1+1.png", "+a.png", "-b.png", "@c.png", "\td.png", "\re.png", "\nf.png", "'=g.png", "'h.png", "i=j.png"]
+    names += ["\uff1dk.png", "plain.png"]
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(names):
+        picture("red", seed).save(tmp_path / "x.png")
+        (tmp_path / "x.png").rename(tmp_path / name)
+    words = ["predict", trained_run, "--format", "csv", "--", *names]
+    escaped = [row["path"] for row in table(vit(*words).out)]
+    assert [cell[0] for cell in escaped] == [*"'" * 9, *"i'p"]
+    assert escaped[8] == "'h.png"  # no formula follows
+    restored = [re.sub("^'(?='*[=+\\-@\t\r\n\uff1d])", "", cell) for cell in escaped]
+    assert restored == names
+    words.insert(2, "--csv-raw")
+    raw = table(vit(*words).out)
+    assert [row["path"] for row in raw] == names
+    assert all(0 <= float(row["probability1"]) <= 1 for row in raw)
 
 
 def test_the_ending_of_the_output_file_chooses_the_format(

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from vit.data.folders import Listing, Sample, find_images, list_evaluation, list_training, write_split
+from vit.data.folders import (
+    Listing,
+    Sample,
+    find_images,
+    list_evaluation,
+    list_training,
+    path_of,
+    read_image,
+    write_split,
+)
 from vit.errors import DataError
 
 
@@ -388,12 +397,16 @@ def test_images_are_found_as_files_folders_and_patterns(tmp_path):
     assert len(found) == 5  # the loop leads back to the parent, whose own picture counts once
 
 
-def test_images_that_are_not_there_are_refused_before_the_first_is_yielded(tmp_path):
+def test_paths_without_an_image_fail_alone_when_they_are_read(tmp_path):
     fill(tmp_path, 1)
     (tmp_path / "empty").mkdir()
-    for path, words in (
-        (f"{tmp_path}/gone.jpg", f"no such file or folder: {tmp_path}/gone.jpg"),
-        (f"{tmp_path}/*.png", f"no picture matches {tmp_path}/*.png"),
-        (f"{tmp_path}/empty", f"{tmp_path}/empty: no pictures"),
+    for path, reason in (
+        (f"{tmp_path}/gone.jpg", "no such file or folder"),
+        (f"{tmp_path}/*.png", "no image matches this pattern"),
+        (f"{tmp_path}/empty", "no images in this folder"),
     ):
-        assert message(next, find_images([f"{tmp_path}/0.jpg", path])) == words
+        good, bad, again = find_images([f"{tmp_path}/0.jpg", path, f"{tmp_path}/0.jpg"])
+        assert good == again == f"{tmp_path}/0.jpg"
+        assert path_of(bad) == path
+        assert message(read_image, str, bad) == f"{path}: {reason}"
+        assert read_image(str.upper, good) == good.upper()

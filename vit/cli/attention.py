@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit.cli.arguments import MODEL_HELP, Parser, announce, finite, integer, make_folder
-from vit.errors import ConfigError, DataError, UnreadableImage, display_path
+from vit.errors import ConfigError, DataError, NonFiniteOutput, UnreadableImage, display_path
 from vit.explain import FOR_A_CLASS, FUSIONS, METHODS
 from vit.files import dump_json, whole_file, write_text
 
@@ -118,7 +118,12 @@ def _given(options: Any, name: str) -> str:
 
 
 def draw(
-    classifier: "Classifier", paths: list[str], request: Request, folder: Path, explorer: int = 0, title: str = ""
+    classifier: "Classifier",
+    images: "list[str | UnreadableImage]",
+    request: Request,
+    folder: Path,
+    explorer: int = 0,
+    title: str = "",
 ) -> int:
     """Write the maps of every picture, `maps.json` of what was computed, and a page of the first `explorer` pictures.
 
@@ -127,25 +132,29 @@ def draw(
     from tqdm import tqdm
 
     from vit.data.decode import decode
+    from vit.data.folders import path_of, read_image
+    from vit.models.outputs import NON_FINITE
 
     entries, failed = [], 0
     views: list[View] = []
-    bar = tqdm(paths, unit=" pictures", delay=2, leave=False, disable=not sys.stderr.isatty())
-    for number, path in enumerate(bar):
+    paths = [path_of(image) for image in images]
+    bar = tqdm(images, unit=" pictures", delay=2, leave=False, disable=not sys.stderr.isatty())
+    for number, image in enumerate(bar):
+        path = paths[number]
         try:
-            picture = decode(path)
-        except UnreadableImage as error:
+            picture = read_image(decode, image)
+            drawn = _draw_one(classifier, path, picture, request, folder / _stem(path, number, paths))
+        except (UnreadableImage, NonFiniteOutput) as error:
             failed += 1
-            entries.append({"path": path, "error": error.reason})
-            bar.write(f"vit: {display_path(path)}: {error.reason}", file=sys.stderr)
+            reason = error.reason if isinstance(error, UnreadableImage) else NON_FINITE
+            entries.append({"path": path, "error": reason})
+            bar.write(f"vit: {display_path(path)}: {reason}", file=sys.stderr)
             continue
-        entries.append(
-            {"path": path, **_draw_one(classifier, path, picture, request, folder / _stem(path, number, paths))}
-        )
+        entries.append({"path": path, **drawn})
         if len(views) < explorer:
             views.append(_view(classifier, path, pictures=min(explorer, len(paths))))
     if failed == len(paths):
-        raise DataError(f"none of the {failed} pictures could be read")
+        raise DataError(f"no maps: none of the {failed} images could be used")
     write_text(folder / "maps.json", dump_json(entries, indent=1) + "\n")
     log.info("maps       %s", display_path(folder))
     if views:

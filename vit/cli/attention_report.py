@@ -1,6 +1,7 @@
 """`vit attention MODEL [IMAGE...] --model-report`: what the model itself has learnt."""
 
 import logging
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -89,22 +90,26 @@ def report(classifier: "Classifier", images: list[str], folder: Path) -> int:
     return 1 if passed is not None and passed.unreadable else 0
 
 
-def _pass(classifier: "Classifier", paths: list[str]) -> Passed:
+def _pass(classifier: "Classifier", images: "list[str | UnreadableImage]") -> Passed:
     """Show the network every picture that can be read, a batch at a time."""
     import torch
 
+    from vit.data.folders import path_of
     from vit.explain.model_views import Scatter, measured
+    from vit.models.outputs import require_finite
 
     network = classifier.network
     size, patch = classifier.preprocessing.size, network.architecture.patch_size
     grid = (size[0] // patch[0], size[1] // patch[1])
     passed, scatter = Passed(), Scatter(network.architecture.dim)
     numbers: dict[str, list[Tensor]] = {}
+    paths = [path_of(image) for image in images]
     count = min(_SHOWN, len(paths))  # from all over: the pictures of a class stand side by side
     drawn = {paths[number * len(paths) // count] for number in range(count)}
-    for batch in _batches(paths, max(1, _TOKENS // (grid[0] * grid[1])), passed):
+    for batch in _batches(images, max(1, _TOKENS // (grid[0] * grid[1])), passed):
         prepared = torch.stack([classifier.prepare(path) for path, _ in batch])
         measures = measured(network, classifier.normalise(prepared.to(classifier.device)))
+        require_finite(measures.features)
         for name, values in vars(measures).items():
             if name != "features":
                 numbers.setdefault(name, []).append(values)
@@ -121,17 +126,21 @@ def _pass(classifier: "Classifier", paths: list[str]) -> Passed:
     return passed
 
 
-def _batches(paths: list[str], size: int, passed: Passed) -> "Iterator[list[tuple[str, np.ndarray]]]":
+def _batches(
+    images: "list[str | UnreadableImage]", size: int, passed: Passed
+) -> "Iterator[list[tuple[str, np.ndarray]]]":
     """Decoded pictures with their paths, `size` at a time; those that cannot be read are named and kept apart."""
     from tqdm import tqdm
 
     from vit.data.decode import decode
+    from vit.data.folders import path_of, read_image
 
     batch = []
-    bar = tqdm(paths, unit=" pictures", delay=2, leave=False, disable=not sys.stderr.isatty())
-    for path in bar:
+    bar = tqdm(images, unit=" pictures", delay=2, leave=False, disable=not sys.stderr.isatty())
+    for image in bar:
+        path = path_of(image)
         try:
-            batch.append((path, decode(path)))
+            batch.append((path, read_image(decode, image)))
         except UnreadableImage as error:
             passed.unreadable.append({"path": path, "error": error.reason})
             bar.write(f"vit: {display_path(path)}: {error.reason}", file=sys.stderr)
@@ -335,11 +344,13 @@ def _thumbnail(picture: "np.ndarray") -> "np.ndarray":
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold, numbers to six digits."""
+    """What JSON can hold, numbers to six digits, None for NaN and inf."""
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
     if hasattr(value, "tolist"):  # arrays and tensors
         return _plain(value.tolist())
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value

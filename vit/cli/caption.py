@@ -15,9 +15,10 @@ from vit.cli.arguments import (
     integer,
     make_folder,
     mention_unknown,
+    output_format,
 )
-from vit.errors import UnreadableImage, display_path
-from vit.files import dump_json, whole_file, write_text
+from vit.errors import NonFiniteOutput, UnreadableImage, display_path
+from vit.files import json_line, whole_file, write_text
 from vit.models.generation_config import GenerationConfig
 
 if TYPE_CHECKING:
@@ -31,13 +32,13 @@ PAGE = 8  # pictures in the page of --attention: each takes megabytes
 
 
 def main(argv: list[str]) -> int:
-    """Parse, then caption. Returns the exit code: 1 where a picture could not be read."""
+    """Parse, then caption. Returns the exit code: 1 where an image has no caption."""
     parser = Parser(prog="vit caption", description="Describe pictures in words, as JSON lines.")
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="files, folders, globs")
     parser.add_argument("--prompt", default="", help="how every caption begins")
     add_generation(parser, beams=BEAMS)
-    parser.add_argument("--out", help="file to write, or to replace, instead of standard output")
+    parser.add_argument("--out", help=".jsonl file to write, or to replace, instead of standard output")
     parser.add_argument(
         "--attention", metavar="DIR", help=f"folder for maps of every word, and a page of the first {PAGE}"
     )
@@ -49,6 +50,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
     options = parser.parse_args(argv)
     config = generation_of(options, beams=BEAMS)  # refused before anything is read
+    output_format(options.out, None)
 
     from vit.data.folders import find_images
     from vit.models.build import require_kind
@@ -61,7 +63,7 @@ def main(argv: list[str]) -> int:
     assert isinstance(captioner, Captioner)
     config = generation_of(options, beams=BEAMS, max_length=captioner.room(options.prompt))
     mention_unknown(captioner.tokenizer, options.prompt)
-    paths = list(find_images(options.images))
+    images = list(find_images(options.images))
     folder = None if options.attention is None else Path(options.attention)
     if folder is not None:
         make_folder(folder, "--attention")
@@ -73,12 +75,12 @@ def main(argv: list[str]) -> int:
             stream = stack.enter_context(temporary.open("w", encoding="utf-8", newline=""))
         else:
             sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-        return _caption(captioner, paths, config, options, stream, folder)
+        return _caption(captioner, images, config, options, stream, folder)
 
 
 def _caption(
     captioner: "Captioner",
-    paths: list[str],
+    images: list[str | UnreadableImage],
     config: GenerationConfig,
     options: Any,
     stream: IO[str],
@@ -91,8 +93,8 @@ def _caption(
 
     failed, drawn, views = 0, 0, list[View]()
     shown = sys.stderr.isatty() and (bool(options.out) or not sys.stdout.isatty())
-    bar = tqdm(total=len(paths), unit=" pictures", delay=2, leave=False, disable=not shown)
-    for path, picture, caption, reason in _captions(captioner, paths, config, options):
+    bar = tqdm(total=len(images), unit=" pictures", delay=2, leave=False, disable=not shown)
+    for path, picture, caption, reason in _captions(captioner, images, config, options):
         bar.update()
         if caption is None:
             failed += 1
@@ -102,15 +104,12 @@ def _caption(
             record = {"path": path, **_described(caption)}
             if caption.alternatives:
                 record["alternatives"] = [_described(other) for other in caption.alternatives]
-        line = dump_json(record, ensure_ascii=False)
-        if not line.isprintable() or any("\ud800" <= c <= "\udfff" for c in line):
-            line = dump_json(record)  # control characters and bytes that are no UTF-8 as \u escapes
-        print(line, file=stream, flush=True)
+        print(json_line(record), file=stream, flush=True)
         if folder is not None and caption is not None and picture is not None and caption.words:
             name = f"{drawn:04d}-{display_path(Path(path).stem)}"
             _draw(captioner, picture, caption, options.method, folder / f"{name}.png")
             if drawn < PAGE:
-                views.append(_view(captioner, path, picture, caption, budget=BUDGET // min(PAGE, len(paths))))
+                views.append(_view(captioner, path, picture, caption, budget=BUDGET // min(PAGE, len(images))))
             drawn += 1
     bar.close()
     if views and folder is not None:
@@ -118,32 +117,41 @@ def _caption(
 
         write_text(folder / "explorer.html", page(views, f"vit caption {options.model}"))
     if failed:
-        print(f"vit: {failed} of the pictures could not be read", file=sys.stderr)
+        print(f"vit: no caption for {failed} of the images", file=sys.stderr)
     return 1 if failed else 0
 
 
 def _captions(
-    captioner: "Captioner", paths: list[str], config: GenerationConfig, options: Any
+    captioner: "Captioner", images: list[str | UnreadableImage], config: GenerationConfig, options: Any
 ) -> Iterator[tuple[str, "Tensor | None", "Caption | None", str]]:
     """Path, picture as the model sees it, and caption of each, or path and the reason why not, in order."""
-    for start in range(0, len(paths), options.batch_size):
-        part = paths[start : start + options.batch_size]
-        pictures, reasons = {}, {}
-        for path in part:
+    from vit.data.folders import path_of, read_image
+    from vit.models.outputs import NON_FINITE
+
+    def write(prepared: dict[str, "Tensor"], seed: int) -> dict[str, "Caption"]:
+        """Caption a batch, image by image if the output is NaN or inf for one of them."""
+        try:
+            captions = captioner.caption(
+                list(prepared.values()), prompt=options.prompt, config=config, batch_size=len(prepared), seed=seed
+            )
+        except NonFiniteOutput:
+            if len(prepared) < 2:
+                return {}
+            alone = [write({path: image}, seed + place) for place, (path, image) in enumerate(prepared.items())]
+            return {path: caption for written in alone for path, caption in written.items()}
+        return dict(zip(prepared, captions, strict=True))
+
+    for start in range(0, len(images), options.batch_size):
+        part = images[start : start + options.batch_size]
+        prepared, reasons = {}, {}
+        for image in part:
             try:
-                pictures[path] = captioner.prepare(path)
+                prepared[path_of(image)] = read_image(captioner.prepare, image)
             except UnreadableImage as error:
-                reasons[path] = error.reason
-        captions = captioner.caption(
-            list(pictures.values()),
-            prompt=options.prompt,
-            config=config,
-            batch_size=options.batch_size,
-            seed=options.seed + start,
-        )
-        found = dict(zip(pictures, captions, strict=True))
-        for path in part:
-            yield path, pictures.get(path), found.get(path), reasons.get(path, "")
+                reasons[path_of(image)] = error.reason
+        captions = write(prepared, options.seed + start) if prepared else {}
+        for path in map(path_of, part):
+            yield path, prepared.get(path), captions.get(path), reasons.get(path, NON_FINITE)
 
 
 def _described(caption: "Caption") -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """`vit predict MODEL PATH...`."""
 
-import csv
 import os
 import sys
 from collections import deque
@@ -11,9 +10,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
-from vit.cli.arguments import MODEL_HELP, Parser, announce, integer, mention_unknown
+from vit.cli.arguments import MODEL_HELP, Parser, announce, integer, mention_unknown, output_format
 from vit.errors import ConfigError, UnreadableImage, display_path
-from vit.files import dump_json, whole_file
+from vit.files import csv_writer, json_line, whole_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,11 +22,13 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 
+FORMATS = ("jsonl", "csv")
+
 _BLOCK = 1 << 16  # bytes of a list read at a time, at most
 
 
 def main(argv: list[str]) -> int:
-    """Parse, then predict. Returns the exit code: 1 where a picture could not be read."""
+    """Parse, then predict. Returns the exit code: 1 where an image has no prediction."""
     parser = Parser(prog="vit predict", description="Labels for pictures.")
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument(
@@ -35,12 +36,18 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--text", help="what is asked about every picture, of models that read both")
     parser.add_argument("--top", type=integer(1), default=5, help="classes a picture (default 5)")
-    parser.add_argument("--format", choices=("jsonl", "csv"), help="default: csv where --out ends so, else jsonl")
-    parser.add_argument("--out", help="file to write, or to replace, instead of standard output")
+    parser.add_argument("--format", choices=FORMATS, help="default: by the suffix of --out, else jsonl")
+    parser.add_argument(
+        "--csv-raw", action="store_true", help="no apostrophe before CSV cells that spreadsheets take for formulas"
+    )
+    parser.add_argument("--out", help="file to write, .jsonl or .csv, or to replace, instead of standard output")
     parser.add_argument("--batch-size", type=integer(1), default=32)
     parser.add_argument("--weights", choices=("ema", "raw"), help="averaged or raw weights (default: averaged if any)")
     parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
     options = parser.parse_args(argv)
+    form = output_format(options.out, options.format, FORMATS)
+    if options.csv_raw and form != "csv":
+        raise ConfigError("--csv-raw: has no effect without --format csv")
 
     from vit.api import classifier_of
     from vit.models.sources import load_model
@@ -75,8 +82,7 @@ def main(argv: list[str]) -> int:
             stream = stack.enter_context(temporary.open("w", encoding="utf-8", errors="surrogateescape", newline=""))
         else:
             sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
-        form = options.format or ("csv" if (options.out or "").lower().endswith(".csv") else "jsonl")
-        write = _writer(form, stream, min(options.top, len(classifier.classes)))
+        write = _writer(form, stream, min(options.top, len(classifier.classes)), raw=options.csv_raw)
         bar = stack.enter_context(_progress(parts, to_file=bool(options.out)))
         paths = chain.from_iterable(parts)
         for record in predict(classifier, paths, top=options.top, batch_size=options.batch_size):
@@ -86,20 +92,25 @@ def main(argv: list[str]) -> int:
                 failed += 1
                 bar.write(f"vit: {display_path(record['path'])}: {record['error']}", file=sys.stderr)
     if failed:
-        print(f"vit: {failed} of the pictures could not be read", file=sys.stderr)
+        print(f"vit: no prediction for {failed} of the images", file=sys.stderr)
     return 1 if failed else 0
 
 
-def predict(classifier: "Classifier", paths: Iterable[str], *, top: int, batch_size: int) -> Iterator[Record]:
+def predict(
+    classifier: "Classifier", paths: Iterable[str | UnreadableImage], *, top: int, batch_size: int
+) -> Iterator[Record]:
     """A record a path, in order: `path` and `top`, a list of class and probability, or `path` and `error`."""
     import torch
+
+    from vit.data.folders import path_of, read_image
 
     paths = iter(paths)
     with ThreadPoolExecutor() as pool, torch.inference_mode():
         waiting: deque[tuple[str, Future[Tensor]]] = deque()
 
         def fetch(count: int) -> None:
-            waiting.extend((path, pool.submit(classifier.prepare, path)) for path in islice(paths, count))
+            for path in islice(paths, count):
+                waiting.append((path_of(path), pool.submit(read_image, classifier.prepare, path)))
 
         fetch(1)  # the first picture alone: its answer need not wait for a batch
         size = 1
@@ -113,6 +124,8 @@ def predict(classifier: "Classifier", paths: Iterable[str], *, top: int, batch_s
 def _answer(classifier: "Classifier", part: list[tuple[str, "Future[Tensor]"]], top: int) -> Iterator[Record]:
     import torch
 
+    from vit.models.outputs import NON_FINITE, finite_rows
+
     images, errors = {}, {}
     for place, (_, future) in enumerate(part):
         try:
@@ -122,8 +135,12 @@ def _answer(classifier: "Classifier", part: list[tuple[str, "Future[Tensor]"]], 
     answers: dict[int, Prediction] = {}
     if images:
         batch = classifier.normalise(torch.stack(list(images.values())).to(classifier.device))
-        probabilities = classifier.network(batch).float().softmax(dim=1)
-        answers = dict(zip(images, classifier.named(probabilities, top), strict=True))
+        logits = classifier.network(batch)
+        finite = finite_rows(logits)
+        errors |= {place: NON_FINITE for place, usable in zip(images, finite.tolist(), strict=True) if not usable}
+        answers = dict(
+            zip((place for place in images if place not in errors), classifier.named(logits[finite], top), strict=True)
+        )
     for place, (path, _) in enumerate(part):
         if place in errors:
             yield {"path": path, "error": errors[place]}
@@ -139,11 +156,8 @@ def _answered(name: str, description: str, probability: float) -> dict[str, Any]
     return {"class": name, **described, "probability": round(probability, 6)}
 
 
-def _parts(words: list[str]) -> list[Iterable[str]]:
-    """The pictures each word stands for; `-` is a list on standard input, not yet read.
-
-    Raises DataError where a word names no picture; what the list names shows when it is opened.
-    """
+def _parts(words: list[str]) -> list[Iterable[str | UnreadableImage]]:
+    """The pictures each word stands for; `-` is a list on standard input, not yet read."""
     from vit.data.folders import find_images
 
     return [_listed(sys.stdin.buffer) if word == "-" else list(find_images([word])) for word in words]
@@ -162,7 +176,7 @@ def _listed(stream: BinaryIO) -> Iterator[str]:
         yield os.fsdecode(rest)
 
 
-def _progress(parts: list[Iterable[str]], *, to_file: bool) -> "tqdm[Any]":
+def _progress(parts: list[Iterable[str | UnreadableImage]], *, to_file: bool) -> "tqdm[Any]":
     """A bar on standard error after two seconds; none where nobody watches or the records go to the same terminal."""
     from tqdm import tqdm
 
@@ -174,23 +188,16 @@ def _progress(parts: list[Iterable[str]], *, to_file: bool) -> "tqdm[Any]":
     )
 
 
-def _writer(form: str, stream: IO[str], top: int) -> Callable[[Record], None]:
-    """A function that writes one record as a JSON line or a CSV row."""
+def _writer(form: str, stream: IO[str], top: int, *, raw: bool) -> Callable[[Record], None]:
+    """Return a function that writes one record as a JSON line or a CSV row."""
     if form == "jsonl":
-
-        def write_line(record: Record) -> None:
-            line = dump_json(record, ensure_ascii=False)
-            if not line.isprintable() or any("\ud800" <= c <= "\udfff" for c in line):
-                line = dump_json(record)  # control characters and bytes that are no UTF-8 as \u escapes
-            print(line, file=stream, flush=True)
-
-        return write_line
-    table = csv.writer(stream)
-    table.writerow(["path", "error", *(f"{what}{i}" for i in range(1, top + 1) for what in ("class", "probability"))])
+        return lambda record: print(json_line(record), file=stream, flush=True)
+    write_cells = csv_writer(stream, raw=raw)
+    write_cells(["path", "error", *(f"{what}{i}" for i in range(1, top + 1) for what in ("class", "probability"))])
 
     def write_row(record: Record) -> None:
         cells = [value for entry in record.get("top", []) for value in (entry["class"], entry["probability"])]
-        table.writerow([record["path"], record.get("error", ""), *cells, *[""] * (2 * top - len(cells))])
+        write_cells([record["path"], record.get("error", ""), *cells, *[""] * (2 * top - len(cells))])
         stream.flush()
 
     return write_row

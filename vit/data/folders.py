@@ -10,14 +10,14 @@ import gc
 import glob
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from vit.data.layouts import SPLIT_NAMES, UNSPLIT, Found, few, find_pictures, is_shards
 from vit.data.tables import fault, read_rows, text_of
 from vit.data.walk import LeftOut, entries, is_picture, walk
-from vit.errors import DataError, display_path
+from vit.errors import DataError, UnreadableImage, display_path
 from vit.names import class_name
 
 __all__ = [
@@ -27,10 +27,13 @@ __all__ = [
     "find_images",
     "list_evaluation",
     "list_training",
+    "path_of",
+    "read_image",
     "read_split",
     "write_split",
 ]
 
+T = TypeVar("T")
 
 SHARDS = "shards:"
 """what stands before the place of a picture in shards, where others have an absolute path"""
@@ -166,15 +169,26 @@ def read_split(path: str | os.PathLike[str], classes: Sequence[str]) -> Listing:
     return Listing(os.path.dirname(name), tuple(classes), splits, table=name)
 
 
-def find_images(paths: Iterable[str]) -> Iterator[str]:
-    """Yield files as given, the pictures below folders, sorted in each, and the pictures that patterns match.
+def find_images(paths: Iterable[str]) -> Iterator[str | UnreadableImage]:
+    """Yield files as given, the images below folders, sorted in each, and the images that patterns match.
 
-    A pattern such as `photos/*.jpg` is one only where no file has that very name. Raises `DataError` for a path that
-    does not exist, a folder without pictures and a pattern without a match, before the first picture is yielded.
+    A pattern such as `photos/*.jpg` is one only where no file has that very name. A folder without images and a
+    pattern without a match are yielded as the error that `read_image` raises, so that each fails alone.
     """
-    found = [_images_at(path) for path in paths]
-    for images in found:
-        yield from images
+    for path in paths:
+        yield from _images_at(path)
+
+
+def path_of(entry: str | UnreadableImage) -> str:
+    """Return the path of an entry of `find_images`."""
+    return entry.path if isinstance(entry, UnreadableImage) else entry
+
+
+def read_image(read: Callable[[str], T], entry: str | UnreadableImage) -> T:
+    """Read an entry of `find_images`. Raises UnreadableImage."""
+    if isinstance(entry, UnreadableImage):
+        raise entry
+    return read(entry)
 
 
 def training_problems(found: Found) -> list[str]:
@@ -208,13 +222,11 @@ def _only_class(found: Found) -> str:
     return f"{name}; a classifier needs two"
 
 
-def _images_at(path: str) -> list[str]:
-    """The pictures that one argument of a command stands for."""
+def _images_at(path: str) -> list[str] | list[UnreadableImage]:
+    """The images that one argument of a command stands for."""
     if os.path.isdir(path):
-        pictures = [entry.path for entry in walk(path) if is_picture(entry.name)]
-        if not pictures:
-            raise DataError(f"{display_path(path)}: no pictures")
-        return pictures
+        images = [entry.path for entry in walk(path) if is_picture(entry.name)]
+        return images or [UnreadableImage(path, "no images in this folder")]
     if os.path.lexists(path):
         return [path]
     # Links between folders let `**` find one picture under many names; the shortest stands for all.
@@ -225,8 +237,9 @@ def _images_at(path: str) -> list[str]:
             found.setdefault((os.path.realpath(folder), name), match)
     if found:
         return sorted(found.values())
-    what = "no picture matches" if glob.has_magic(path) else "no such file or folder:"
-    raise DataError(f"{what} {display_path(path)}")
+    return [
+        UnreadableImage(path, "no image matches this pattern" if glob.has_magic(path) else "no such file or folder")
+    ]
 
 
 def hold_out(paths: Sequence[str], shares: Mapping[str, float], root: str, seed: int) -> dict[str, list[str]]:
