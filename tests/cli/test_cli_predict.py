@@ -1,11 +1,13 @@
 """`vit predict`: one record a picture, in order, clean to pipe, whatever the pictures are called and whichever fail."""
 
 import csv
+import gzip
 import io
 import json
 import os
 import re
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 
 import vit as package
 from vit.cli import predict as predict_command
+from vit.errors import DataError
 
 ODD_NAMES = [
     b"-rf.jpg",
@@ -254,6 +257,48 @@ def test_the_paths_of_a_list_are_taken_as_they_come_in(separator: bytes) -> None
     assert next(listed) == "one"
     assert len(stream.pieces) == 3
     assert [os.fsencode(path) for path in listed] == paths[1:]
+
+
+def listed(*pieces: bytes) -> list[str]:
+    return list(predict_command._listed(io.BufferedReader(Trickle(*pieces))))
+
+
+def test_the_lines_of_a_list_may_end_as_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "odd\r").touch()
+    text = b"\xef\xbb\xbfa b.jpg\r\n\r\nodd\r\nx.tar#512+9\r\nlast.jpg\r"
+    assert listed(text) == ["a b.jpg", "odd\r", "x.tar#512+9", "last.jpg"]
+    assert listed(text[:9], text[9:30], text[30:]) == listed(text)
+    assert listed(b"a\r\0b\0") == ["a\r", "b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("a.jpg\n".encode("utf-16"), "standard input: the list is UTF-16 text; save it as UTF-8"),
+        (gzip.compress(b"a.jpg\n"), "standard input: the list is gzip-compressed; decompress it first"),
+    ],
+)
+def test_a_list_that_is_not_text_is_refused(content: bytes, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        listed(content)
+
+
+def test_a_place_outside_of_a_tar_fails_alone(
+    vit: Any, trained_run: Path, colour_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = colour_folder / "red" / "00.jpg"
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+        archive.add(good, "0.jpg")
+    size = good.stat().st_size
+    paths = [f"{tmp_path}/x.tar#{place}" for place in ("0+9999999999999", f"{'9' * 30}+1", f"512+{size}")]
+    give_input(monkeypatch, "".join(f"{path}\r\n" for path in [*paths, str(good)]).encode())
+    outcome = vit("predict", trained_run, "-")
+    assert outcome.code == 1
+    found = records(outcome.out)
+    assert [record["path"] for record in found] == [*paths, str(good)]
+    assert [record.get("error") for record in found] == ["truncated: the tar ends early"] * 2 + [None] * 2
+    assert found[2]["top"] == found[3]["top"]
 
 
 class Watched(io.StringIO):

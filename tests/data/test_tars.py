@@ -14,9 +14,9 @@ from PIL import Image
 
 from vit.data.captions import list_captions, list_evaluation_captions
 from vit.data.check import check
-from vit.data.decode import decode, picture_size
+from vit.data.decode import decode, picture_size, read_picture
 from vit.data.folders import list_evaluation, list_training, write_split
-from vit.data.tars import members, tars_in, write_tars
+from vit.data.tars import Member, members, tars_in, write_tars
 from vit.errors import DataError, UnreadableImage
 
 
@@ -159,3 +159,173 @@ def test_texts_of_other_bytes_than_utf8_are_refused_and_class_names_of_them_surv
     assert write_tars([(jpeg(1), "jpg", {"cls": name})], tmp_path / "out", megabytes=1) == 1
     (found,) = members(str(tmp_path / "out" / "000000.tar"))
     assert found.label == name
+
+
+def found_and_skipped(path: Path) -> tuple[list[Member], dict[str, str]]:
+    skipped: dict[str, str] = {}
+    found = members(str(path), lambda name, reason: skipped.update({name.removeprefix(f"{path}: "): reason}))
+    return found, skipped
+
+
+NAMES = [
+    ["0.jpg", "0.seg.png", "0.cls"],
+    ["0.seg.png", "0.depth.png", "0.cls", "0.JPG"],
+    ["a.b/0.jpg", "a.b/0.v2.json", "a.b/0.cls", "a.b/1.png"],
+    ["./x/0.jpeg", "./x/0.cls", "./y/0.jpeg", "./y/0.cls"],
+    ["0.jpg", "README", "0.cls", "1.jpg", "1.cls", "1.txt"],
+]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # theirs
+@pytest.mark.parametrize("names", NAMES)
+def test_samples_are_those_of_webdataset(names: list[str], tmp_path: Path) -> None:
+    content = {name: jpeg(n) if name.endswith(("g", "G")) else f"{n}".encode() for n, name in enumerate(names)}
+    path = pack(tmp_path / "a.tar", content)
+    theirs = list[tuple[str, bytes, str | None]]()
+    dataset: Any = webdataset.WebDataset(str(path), shardshuffle=False)
+    for sample in dataset:
+        image = next(sample[suffix] for suffix in ("jpg", "jpeg", "png") if suffix in sample)
+        theirs.append((sample["__key__"].lstrip("./"), image, sample["cls"].decode() if "cls" in sample else None))
+    found, skipped = found_and_skipped(path)
+    assert [(member.key, read_picture(member.picture)[1], member.label) for member in found] == theirs
+    assert skipped == {}
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (
+            ["0.jpg", "0.png", "0.cls"],
+            r"a\.tar: several images of one sample: 0\.jpg, 0\.png; name the one to use 0\.jpg",
+        ),
+        (["0.rgb.jpg", "0.seg.png", "0.cls"], r"several images of one sample: 0\.rgb\.jpg, 0\.seg\.png"),
+        (["IMG.001.jpg", "IMG.002.jpg"], r"several images of one sample: IMG\.001\.jpg, IMG\.002\.jpg"),
+        (["0.rgb.jpg", "0.cls", "1.seg.png", "1.cls"], "images of several kinds: rgb, seg; name the one to use"),
+    ],
+)
+def test_a_sample_whose_image_is_not_clear_is_refused(names: list[str], words: str, tmp_path: Path) -> None:
+    path = pack(tmp_path / "a.tar", {name: jpeg(1) for name in names})
+    with pytest.raises(DataError, match=words):
+        members(str(path))
+
+
+def test_images_of_one_other_name_are_taken_and_masks_alone_are_not(tmp_path: Path) -> None:
+    path = pack(tmp_path / "a.tar", {"0.rgb.jpg": jpeg(0), "0.cls": b"a", "1.rgb.png": jpeg(1), "1.cls": b"b"})
+    assert [member.label for member in found_and_skipped(path)[0]] == ["a", "b"]
+    path = pack(tmp_path / "b.tar", {"0.jpg": jpeg(0), "0.cls": b"a", "1.seg.png": jpeg(1), "1.cls": b"b"})
+    found, skipped = found_and_skipped(path)
+    assert [member.label for member in found] == ["a"]
+    assert list(skipped) == ["1.seg.png"]
+
+
+def pack_pairs(path: Path, files: list[tuple[str, bytes]]) -> Path:
+    """As `pack`, with names that may come twice."""
+    with tarfile.open(path, "w") as archive:
+        for name, content in files:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def test_a_key_that_comes_twice_in_a_tar_is_skipped_and_reported(tmp_path: Path) -> None:
+    a, b = jpeg(1), jpeg(2)
+    for files in (
+        [("0.jpg", a), ("0.cls", b"a"), ("0.jpg", b), ("0.cls", b"b"), ("1.jpg", b), ("1.cls", b"b")],
+        [("0.jpg", a), ("0.cls", b"a"), ("1.jpg", b), ("1.cls", b"b"), ("0.jpg", b), ("0.cls", b"b")],
+    ):
+        path = pack_pairs(tmp_path / "a.tar", files)
+        found, skipped = found_and_skipped(path)
+        assert [(member.key, member.label, read_picture(member.picture)[1]) for member in found] == [
+            ("0", "a", a),
+            ("1", "b", b),
+        ]
+        assert skipped == {"0": "a sample of the same key comes before it in the tar"}
+        listing = list_training(path, val_fraction=0.5, test_fraction=0, seed=0)
+        assert [(item.path, item.reason) for item in listing.left_out] == [(f"{path}: 0", skipped["0"])]
+    for name in ("train-0.tar", "train-1.tar"):  # one key in two tars is two samples
+        pack(tmp_path / "set" / name, {"0.jpg": jpeg(1), "0.txt": b"a", "1.jpg": jpeg(2), "1.txt": b"b"})
+    captions = list_captions(tmp_path / "set", val_fraction=0.25, test_fraction=0, seed=0)
+    assert len({entry.id for part in captions.splits.values() for entry in part}) == 4
+    assert captions.counts == {}
+
+
+def test_labels_without_an_image_and_of_absurd_size_are_reported(tmp_path: Path) -> None:
+    image, text = jpeg(1), b"x" * ((1 << 20) + 1)
+    files = [("0.jpg", image), ("1.jpg", image), ("0.cls", b"a"), ("2.jpg", image), ("2.cls", b" b\n"), ("3.cls", text)]
+    files += [("4.jpg", image), ("4.cls", b" "), ("5.jpg", image), ("5.cls", b"y" * 2000), ("6.jpg", image)]
+    path = pack_pairs(tmp_path / "a.tar", [*files, ("6.json", b"[" * 500_000), ("7.jpg", image), ("7.cls", b"a")])
+    listing = list_training(path, val_fraction=0.5, test_fraction=0, seed=0)
+    assert listing.classes == ("a", "b")
+    reasons = {item.path.removeprefix(f"{path}: "): item.reason for item in listing.left_out}
+    assert "no image 0.jpg, .png, ... in the sample, whose files must be adjacent" in reasons["0.cls"]
+    assert reasons["3.cls"] == "1,048,577 bytes, more than the 1,048,576 of a label or captions"
+    nameless = "no .cls beside it, and no class in its .json"
+    assert sorted(reason for name, reason in reasons.items() if "#" in name) == [
+        "its label has 2,000 characters, at most 1,000 are allowed",
+        *[nameless] * 4,
+    ]
+
+
+def header(name: str, size: int, content: bytes = b"", kind: bytes = tarfile.REGTYPE, pax: str = "") -> bytes:
+    """A file of a tar whose header claims a size; `pax` claims another one in an extended header."""
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.type = size, kind
+    entry.pax_headers = {"size": pax} if pax else {}
+    block = entry.tobuf(tarfile.PAX_FORMAT if pax else tarfile.GNU_FORMAT)
+    return block + content + bytes(-len(content) % 512)
+
+
+GOOD = header("0.jpg", 8, b"x" * 8) + header("0.cls", 1, b"a")
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        header("1.jpg", 2**50, b"x"),
+        header("1.jpg", 8, b"x", pax="1" + "0" * 30),
+        header("1.jpg", 8, b"x", pax="-512"),
+        header("1.jpg", -512, b"x"),
+        header("long", 2**45, b"x", tarfile.GNUTYPE_LONGNAME),
+        header("pax", 2**45, b"30 size=1\n", tarfile.XHDTYPE),
+    ],
+)
+def test_sizes_that_a_header_claims_are_not_believed(hostile: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(GOOD + hostile + bytes(10240))
+    with pytest.raises(DataError, match=r"x\.tar: not a tar that can be read: "):
+        members(str(tmp_path / "x.tar"))
+
+
+def test_a_sparse_file_of_a_tar_is_skipped_and_the_rest_is_read(tmp_path: Path) -> None:
+    sparse = bytearray(header("1.jpg", 0, kind=tarfile.GNUTYPE_SPARSE))
+    sparse[386:398], sparse[398:410] = b"%011o\0" % 0, b"%011o\0" % 0  # no data at all
+    sparse[483:495] = (0x80 << 88 | 2**50).to_bytes(12, "big")  # of so many bytes
+    sparse[148:156] = b"%06o\0 " % (sum(sparse[:148]) + 8 * 32 + sum(sparse[156:512]))
+    after = header("2.jpg", 8, b"x" * 8) + header("2.cls", 1, b"b")
+    (tmp_path / "x.tar").write_bytes(GOOD + bytes(sparse) + header("1.cls", 1, b"a") + after + bytes(10240))
+    listing = list_training(tmp_path / "x.tar", val_fraction=0.5, test_fraction=0, seed=0)
+    assert listing.classes == ("a", "b")
+    reasons = {item.path.rpartition(" ")[2]: item.reason for item in listing.left_out}
+    assert reasons["1.jpg"] == "a sparse file: its 1,125,899,906,842,624 bytes are not stored in the tar"
+
+
+@pytest.mark.parametrize("place", ["0+9999999999999", "9" * 30 + "+1", "0+" + "9" * 5000, "-1+5", "0+0", "99999+1"])
+def test_a_place_outside_of_a_tar_is_one_unreadable_image(place: str, tmp_path: Path) -> None:
+    path = pack(tmp_path / "a.tar", {"0.jpg": jpeg(0)})
+    for read in (decode, picture_size):
+        with pytest.raises(UnreadableImage, match=r"truncated: the tar ends early|no such file|too long|empty"):
+            read(f"{path}#{place}")
+
+
+def test_a_tar_of_a_terabyte_that_holds_nothing_takes_no_memory(tmp_path: Path) -> None:
+    with (tmp_path / "a.tar").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UnreadableImage, match=r"1024\.0 GiB, too large for a picture"):
+        decode(f"{tmp_path}/a.tar#0+{1 << 40}")
+
+
+@pytest.mark.parametrize("space", ["\u2028", "\x85", "\x0b", "\x0c", "\x1c", "\x1e", "\r"])
+def test_captions_of_a_tar_are_cut_at_line_feeds_alone(space: str, tmp_path: Path) -> None:
+    text = f"a{space}b\r\nc{space}d\n".encode()
+    path = pack(tmp_path / "a.tar", {"0.jpg": jpeg(0), "0.txt": text, "1.jpg": jpeg(1), "1.txt": text})
+    assert [member.captions for member in members(str(path))] == [[f"a{space}b", f"c{space}d"]] * 2

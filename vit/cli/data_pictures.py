@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from vit.data.tables import text_lines
 from vit.errors import ConfigError, UnreadableImage, VitError, display_path
 from vit.tasks.config import Config
 
@@ -110,9 +111,7 @@ def shard(data: str, config: Config, out: str, engine: str, megabytes: int) -> i
             write_caption_shards(captions, out, megabytes=megabytes, workers=config.data.workers)
         else:
             told = {
-                split: [
-                    (entry.path, {"txt": "\n".join(" ".join(c.splitlines()) for c in entry.captions)}) for entry in part
-                ]
+                split: [(entry.path, {"txt": _lines(entry.captions)}) for entry in part]
                 for split, part in captions.splits.items()
             }
             _write_tars(told, out, megabytes)
@@ -149,8 +148,8 @@ def _write_tars(told: dict[str, list[tuple[str, dict[str, str]]]], out: str, meg
 
 
 def _lines(captions: Sequence[str]) -> str:
-    """Captions as a file of one a line."""
-    return "\n".join(" ".join(caption.splitlines()) for caption in captions)
+    """Return captions as the text of a file with one caption per line; line ends within a caption become spaces."""
+    return "\n".join(" ".join(text_lines(caption)) for caption in captions)
 
 
 def _ending(path: str) -> str:

@@ -1,5 +1,6 @@
 """`vit generate MODEL --prompt TEXT`."""
 
+import io
 import sys
 from collections.abc import Iterator
 
@@ -55,5 +56,7 @@ def _prompts(prompt: str) -> Iterator[str]:
         return
     if sys.stdin is None:
         raise ConfigError("--prompt -: there is no standard input")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(newline="\n")  # a lone CR belongs to the prompt
     for line in sys.stdin:
-        yield line.rstrip("\n")
+        yield line.removesuffix("\n").removesuffix("\r")

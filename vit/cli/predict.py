@@ -1,5 +1,6 @@
 """`vit predict MODEL PATH...`."""
 
+import codecs
 import os
 import sys
 from collections import deque
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from vit.cli.arguments import MODEL_HELP, Parser, announce, integer, mention_unknown, output_format
-from vit.errors import ConfigError, UnreadableImage, display_path
+from vit.errors import ConfigError, DataError, UnreadableImage, display_path
 from vit.files import csv_writer, json_line, whole_file
 
 if TYPE_CHECKING:
@@ -164,16 +165,32 @@ def _parts(words: list[str]) -> list[Iterable[str | UnreadableImage]]:
 
 
 def _listed(stream: BinaryIO) -> Iterator[str]:
-    """The paths of a list, one a line or separated by zero bytes, each as soon as it has come in whole."""
-    rest, separator = b"", b"\n"
+    """Yield the paths of a list, one per line or separated by zero bytes, each as soon as it is complete.
+
+    Lines may end with CRLF, and a byte order mark is ignored. Raises DataError for UTF-16 and compressed lists.
+    """
+    from vit.data.tables import not_text
+
+    rest, separator, start = b"", b"\n", True
     while block := stream.read1(_BLOCK):  # type: ignore[attr-defined]  # what there is: does not wait for a full block
         rest += block
+        if start and (reason := not_text(rest)) is not None:
+            raise DataError(f"standard input: the list is {reason}")
+        if start:
+            rest, start = rest.removeprefix(codecs.BOM_UTF8), False
         if b"\0" in rest:  # no path holds one, but a path may hold a line break
             separator = b"\0"
         *whole, rest = rest.split(separator)
-        yield from (os.fsdecode(path) for path in whole if path)
-    if rest:
-        yield os.fsdecode(rest)
+        yield from filter(None, (_listed_path(path, separator) for path in whole))
+    if path := _listed_path(rest, separator):
+        yield path
+
+
+def _listed_path(line: bytes, separator: bytes) -> str:
+    """Return the path on a line, without the CR of a CRLF, which only belongs to it where such a file exists."""
+    if separator == b"\n" and line.endswith(b"\r") and not os.path.lexists(line):
+        line = line[:-1]
+    return os.fsdecode(line)
 
 
 def _progress(parts: list[Iterable[str | UnreadableImage]], *, to_file: bool) -> "tqdm[Any]":

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from vit.data.folders import hold_out
 from vit.data.layouts import SPLITS, UNSPLIT, split_in
-from vit.data.tables import Row, fault, open_text
+from vit.data.tables import Row, fault, foreign_reason, open_text, text_lines
 from vit.data.walk import LeftOut, entries, is_picture
 from vit.errors import DataError, display_path
 
@@ -78,7 +78,7 @@ def sources_of(
     if not os.path.isfile(path):
         raise DataError(f"{name}: not a regular file")
     if (reader := recognise(path)) is None:
-        raise DataError(f"{name}: {expected}")
+        raise DataError(f"{name}: {foreign_reason(path) or expected}")
     return os.path.dirname(path), [Source(path, reader)]
 
 
@@ -189,8 +189,8 @@ def first_line(path: str) -> str:
 
 def lines(path: str) -> Iterable[tuple[int, str]]:
     """Number and text of each line of a text file that is not empty."""
-    for number, line in enumerate(open_text(path), 1):
-        if text := line.rstrip("\r\n"):
+    for number, text in enumerate(text_lines(open_text(path).read()), 1):
+        if text:
             yield number, text
 
 

@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any
 
 from vit.data.annotated import Tally, first_line, lines, split_of
-from vit.data.tables import PATH_COLUMNS, Row, fault, open_text, read_rows, text_of
+from vit.data.tables import PATH_COLUMNS, Row, columns_of, fault, open_text, read_rows, text_of
 from vit.data.walk import is_picture
 from vit.errors import DataError, display_path
 
@@ -61,8 +61,8 @@ def caption_reader(path: str) -> Reader | None:
     head = first_line(path)
     if _TOKEN.match(head):
         return partial(_tokens, path)
-    for delimiter in "\t|,":
-        columns = [column.strip(' "').lower() for column in head.split(delimiter)]
+    for delimiter in "\t|,;":
+        columns = columns_of(head, delimiter)
         if _has_captions(columns):
             return partial(_bars, path, columns) if delimiter == "|" else partial(_table, path, delimiter)
     pair = head.split("\t")

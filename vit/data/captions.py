@@ -7,7 +7,7 @@ import csv
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 
 from vit.data.annotated import (
     UNFIT,
@@ -33,6 +33,7 @@ DUPLICATE = "duplicate captions"
 BARE = "pictures without captions"
 UNLISTED = "pictures in none of the split lists"
 BESIDE = "pictures beside the folders of the splits"
+TAR = "files of tars"
 
 FORMATS = (
     "expected COCO, Karpathy or BLIP .json, .jsonl or .csv with columns such as file_name and caption, a Flickr token "
@@ -155,15 +156,17 @@ def _find(data: str | os.PathLike[str], images: str | None) -> CaptionListing:
 
 def _in_tars(root: str, tars: list[str], tally: Tally) -> CaptionListing:
     """Pictures in tars with the captions beside them."""
-    listing = CaptionListing(root, root, {})
+    listing, folder = CaptionListing(root, root, {}), root if os.path.isdir(root) else os.path.dirname(root)
     for path in tars:
         split = split_of_tar(path, root) or UNSPLIT
-        for member in members(path):
+        for member in members(path, partial(tally.add, TAR)):
             entry = _Entry(member.key, split, member.key)
             captions = [strict_text(caption, "caption", path, member.key) for caption in member.captions]
             entry.add(captions, f"{path}, {member.key}", tally)
             if entry.captions:
-                captioned = Captioned(member.picture, tuple(entry.captions), f"{Path(path).name}/{member.key}")
+                captioned = Captioned(
+                    member.picture, tuple(entry.captions), f"{os.path.relpath(path, folder)}/{member.key}"
+                )
                 listing.splits.setdefault(split, []).append(captioned)
             else:
                 tally.add(BARE, f"{path}, {member.key}")

@@ -230,22 +230,25 @@ def is_regular(path: str) -> None:
 def read_picture(path: str | os.PathLike[str], max_pixels: int = 100_000_000) -> tuple[str, bytes]:
     """The name and the bytes of a file that may be a picture, or of a picture that lies in a tar."""
     name = os.fspath(path)
-    if packed := _IN_TAR.fullmatch(name):
-        with _open_regular(packed[1], buffering=0) as stream:
-            stream.seek(int(packed[2]))
-            data = stream.read(int(packed[3]))
-            if len(data) < int(packed[3]):
-                raise UnreadableImage(name, "truncated: the tar ends early")
-            return name, data
-    with _open_regular(name, buffering=0) as stream:
+    packed = _IN_TAR.fullmatch(name)
+    with _open_regular(packed[1] if packed else name, buffering=0) as stream:
         try:
-            size = os.fstat(stream.fileno()).st_size
-            # A sparse file of a terabyte costs nothing to make. No picture within the limit needs that many bytes.
+            end = os.fstat(stream.fileno()).st_size
+            start, size = (int(packed[2]), int(packed[3])) if packed else (0, end)
+            # Sizes are checked before reading takes the memory: a list may claim any, and a sparse file of a terabyte
+            # costs nothing to make. No picture within the limit needs that many bytes.
+            if start + size > end:
+                raise UnreadableImage(name, "truncated: the tar ends early")
             if size > 16 * max_pixels + 2**28:
                 raise UnreadableImage(name, f"{size / 2**30:.1f} GiB, too large for a picture")
-            return name, stream.read()
+            if packed is None:
+                return name, stream.read()
+            stream.seek(start)
+            return name, stream.read(size)
         except OSError as error:
             raise UnreadableImage(name, (error.strerror or str(error)).lower()) from error
+        except ValueError as error:  # more digits than Python converts
+            raise UnreadableImage(name, "truncated: the tar ends early") from error
 
 
 def _open(stream: BinaryIO, name: str, max_pixels: int | None) -> Image.Image:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
 from vit.data.layouts import SPLIT_NAMES, UNSPLIT, Found, few, find_pictures, is_shards
-from vit.data.tables import fault, read_rows, text_of
+from vit.data.tables import fault, label_of, read_rows, text_of
 from vit.data.walk import LeftOut, entries, is_picture, walk
 from vit.errors import DataError, UnreadableImage, display_path
 from vit.names import class_name
@@ -159,7 +159,7 @@ def read_split(path: str | os.PathLike[str], classes: Sequence[str]) -> Listing:
     name, labels = os.fspath(path), {class_name(name): label for label, name in enumerate(classes)}
     splits: dict[str, list[Sample]] = {}
     for line, row in read_rows(name):
-        label, split = class_name(text_of(row, ("class",), name, line)), text_of(row, ("split",), name, line)
+        label, split = label_of(row, ("class",), name, line), text_of(row, ("split",), name, line)
         if label not in labels or split not in ("train", "val", "test"):
             raise fault(name, line, f"no class {label!r}, or no split {split!r}")
         file = os.path.join(os.path.dirname(name), text_of(row, ("path",), name, line))

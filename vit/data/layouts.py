@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit.data.tables import PATH_COLUMNS, fault, read_rows, text_of
+from vit.data.tables import PATH_COLUMNS, fault, foreign_reason, label_fault, label_of, read_rows, text_of
 from vit.data.tars import members, tars_in
 from vit.data.walk import RUN_FOLDER, LeftOut, entries, examined, inode, is_picture, is_run, walk
 from vit.errors import DataError, display_path
@@ -79,10 +79,10 @@ def find_pictures(data: str | os.PathLike[str]) -> Found:
         return _find_in_folder(path)
     if not os.path.exists(path):
         raise DataError(f"{display_path(path)}: no such folder")
-    if not os.path.isfile(path) or not path.lower().endswith((".csv", ".jsonl")):
-        raise DataError(
-            f"{display_path(path)}: not a folder; expected a folder with one folder a class, or a .csv or .jsonl list"
-        )
+    if not os.path.isfile(path) or not path.lower().endswith((".csv", ".tsv", ".jsonl")):
+        found = foreign_reason(path) if os.path.isfile(path) else None
+        reason = found or "not a folder; expected a folder with one folder a class, or a .csv, .tsv or .jsonl list"
+        raise DataError(f"{display_path(path)}: {reason}")
     return _find_in_list(path)
 
 
@@ -133,13 +133,16 @@ def _find_in_tars(root: str, tars: list[str]) -> Found:
     found = Found(root if os.path.isdir(root) else os.path.dirname(root), {})
     for path in tars:
         split = split_of_tar(path, root) or UNSPLIT
-        for member in members(path):
+        for member in members(path, lambda name, reason: found.left_out.append(LeftOut(name, reason))):
             if member.label is None:
                 found.left_out.append(LeftOut(member.picture, "no .cls beside it, and no class in its .json"))
+            elif (reason := label_fault(member.label)) is not None:
+                found.left_out.append(LeftOut(member.picture, f"its label {reason}"))
             else:
-                found.splits.setdefault(split, {}).setdefault(class_name(member.label), []).append(member.picture)
+                found.splits.setdefault(split, {}).setdefault(member.label, []).append(member.picture)
     if not found.splits:
-        raise DataError(f"{display_path(root)}: no picture with a class in {len(tars)} tars")
+        first = f"; skipped: {found.left_out[0].path}: {found.left_out[0].reason}" if found.left_out else ""
+        raise DataError(f"{display_path(root)}: no picture with a class in {len(tars)} tars{display_path(first)}")
     _all_or_none(found, root, "some tars have no split in their names")
     return found
 
@@ -321,7 +324,7 @@ def _find_in_list(path: str) -> Found:
     found, first = Found(root, {}, table=path), dict[int, _Place]()
     for line, row in read_rows(path):
         name = text_of(row, PATH_COLUMNS, path, line)
-        label = class_name(text_of(row, _LABEL_COLUMNS, path, line))
+        label = label_of(row, _LABEL_COLUMNS, path, line)
         split = UNSPLIT
         if "split" in row:
             split = SPLIT_NAMES.get(str(row["split"]).strip().lower(), "")

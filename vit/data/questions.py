@@ -22,7 +22,7 @@ from vit.data.annotated import (
 from vit.data.caption_formats import strict_text
 from vit.data.folders import choose_split
 from vit.data.layouts import UNSPLIT
-from vit.data.tables import PATH_COLUMNS, read_rows, text_of
+from vit.data.tables import PATH_COLUMNS, columns_of, label_of, read_rows, text_of
 from vit.data.walk import LeftOut
 from vit.errors import DataError, display_path
 from vit.names import class_name
@@ -131,8 +131,8 @@ def _question_reader(path: str) -> _Reader | None:
         row = next(read_rows(path), None)
         return partial(_rows, path, ",") if row and _asks(list(row[1])) else None
     if path.lower().endswith((".csv", ".tsv")):
-        for delimiter in "\t,":
-            if _asks([column.strip(' "').lower() for column in first_line(path).split(delimiter)]):
+        for delimiter in "\t,;":
+            if _asks(columns_of(first_line(path), delimiter)):
                 return partial(_rows, path, delimiter)
     return None
 
@@ -148,7 +148,7 @@ def _rows(path: str, delimiter: str) -> Iterator[_Row]:
         yield _Row(
             text_of(row, PATH_COLUMNS, path, line) if pictured else None,
             strict_text(text_of(row, _TEXT_COLUMNS, path, line), "text", path, line),
-            class_name(strict_text(text_of(row, _ANSWER_COLUMNS, path, line), "answer", path, line)),
+            strict_text(label_of(row, _ANSWER_COLUMNS, path, line), "answer", path, line),
             text_of(row, _ID_COLUMNS, path, line) if numbered else str(line),
             split_of(row, path, line),
         )

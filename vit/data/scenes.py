@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vit.data.made import write_set
+from vit.data.tables import text_lines
 from vit.errors import ConfigError, DataError, display_path
 from vit.files import dump_json
 
@@ -200,7 +201,7 @@ def read_scenes(folder: str | os.PathLike[str]) -> dict[str, Scene]:
     """The truth about a set that `make_scenes` wrote: file name, as in metadata.jsonl, -> scene."""
     path = Path(folder) / "scenes.jsonl"
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in text_lines(path.read_text(encoding="utf-8")) if line]
         return {
             row["file_name"]: Scene(
                 row["side"], tuple(Thing(**{**thing, "box": tuple(thing["box"])}) for thing in row["objects"])

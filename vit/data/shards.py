@@ -28,6 +28,7 @@ from vit.data.decode import picture_size, read_picture
 from vit.data.folders import SHARDS, Listing, Sample
 from vit.data.layouts import MANIFEST
 from vit.data.normalise import as_tensor
+from vit.data.tables import text_lines
 from vit.errors import DataError, UnreadableImage, VitError, display_path
 from vit.files import dump_json, write_text
 from vit.names import class_name
@@ -162,7 +163,7 @@ def list_caption_shards(data: str | os.PathLike[str]) -> CaptionListing:
     root, told = _manifest(data)
     listing = CaptionListing(root, root, {})
     try:
-        for line in _got(root, _CAPTIONS).splitlines():
+        for line in filter(None, text_lines(_got(root, _CAPTIONS))):
             entry = json.loads(line)
             pictures = listing.splits.setdefault(entry["split"], [])
             pictures.append(

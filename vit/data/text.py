@@ -16,7 +16,7 @@ from vit.data.annotated import Tally, check_splits, complete_splits, first_line,
 from vit.data.caption_formats import strict_text
 from vit.data.folders import choose_split
 from vit.data.layouts import SPLITS, UNSPLIT
-from vit.data.tables import Row, fault, open_text, read_rows
+from vit.data.tables import Row, columns_of, csv_reason, fault, not_text, open_text, read_rows
 from vit.data.walk import LeftOut, walk
 from vit.errors import DataError, display_path
 
@@ -128,8 +128,8 @@ def read_text(path: str) -> str:
     except OSError as error:
         raise DataError(f"{display_path(path)}: {(error.strerror or str(error)).lower()}") from error
     except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise DataError(f"{display_path(path)}: not valid UTF-8, byte {byte:#04x} at {error.start}") from error
+        reason = not_text(error.object) or f"not valid UTF-8, byte {error.object[error.start]:#04x} at {error.start}"
+        raise DataError(f"{display_path(path)}: {reason}") from error
 
 
 def _read_texts(data: str | os.PathLike[str], beside: bool) -> tuple[str, dict[str, str]]:
@@ -198,7 +198,9 @@ def _pair_reader(path: str) -> _Reader | None:
         return None
     head = first_line(path)
     delimiter = "," if lower.endswith(".csv") and "\t" not in head else "\t"
-    if _pairs_up([column.strip(' "').lower() for column in head.split(delimiter)]):
+    if lower.endswith(".csv") and _pairs_up(columns_of(head, ";")):
+        delimiter = ";"
+    if _pairs_up(columns_of(head, delimiter)):
         return partial(_named_columns, path, delimiter)
     if delimiter == ",":
         return partial(_comma_pairs, path) if len(next(csv.reader([head]), [])) == 2 else None
@@ -237,7 +239,7 @@ def _comma_pairs(path: str) -> Iterator[tuple[int, Pair, None]]:
             if fields:
                 yield reader.line_num, _pair(fields, path, reader.line_num), None
     except csv.Error as error:
-        raise fault(path, reader.line_num, str(error)) from error
+        raise fault(path, reader.line_num, csv_reason(error)) from error
 
 
 def _pair(fields: list[str], path: str, line: int) -> Pair:
