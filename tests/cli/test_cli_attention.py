@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ import torch
 from PIL import Image
 
 from vit.api import attention_maps, load
+from vit.data.config import Preprocessing
 from vit.explain import METHODS
+from vit.models.architecture import VisionArchitecture
+from vit.models.file import classifier_file, save_model
+from vit.models.vision import VisionTransformer
 
 
 @pytest.fixture
@@ -41,6 +46,7 @@ def test_every_method_writes_a_picture_and_its_numbers(
         values = np.load(out / f"photo.{method}.npy")
         expected = attention_maps(model, picture, method=method)
         np.testing.assert_allclose(values, expected.values[0], rtol=1e-5, atol=1e-6)
+        assert (entry["maps"][method]["lowest"], entry["maps"][method]["highest"]) == (values.min(), values.max())
         with Image.open(out / f"photo.{method}.png") as drawn:
             assert drawn.width == 5 * 50  # small pictures are shown larger
             assert drawn.height > 5 * 30
@@ -58,6 +64,31 @@ def test_layer_head_query_and_class_are_those_of_the_python_function(
     generic = attention_maps(model, picture, query=(1, 0), target="red")
     np.testing.assert_allclose(np.load(out / "photo.generic.npy"), generic.values[0], rtol=1e-5, atol=1e-6)
     assert generic.targets == [2]
+
+
+def test_the_query_patch_is_marked_in_every_image(vit: Any, trained_run: Path, picture: Path, tmp_path: Path) -> None:
+    drawn = {}
+    for query in ("0,0", "1,1"):
+        out = tmp_path / query
+        assert vit("attention", trained_run, picture, f"--query={query}", "--out", out, "--device=cpu").code == 0
+        drawn[query] = [np.asarray(Image.open(out / f"photo.{name}.png")).astype(int) for name in ("generic", "heads")]
+    for image in drawn["0,0"]:
+        assert (image == 0).all(axis=2).any()
+    first, last = (np.argwhere((maps[0][:150] == 255).all(axis=2)) for maps in (drawn["0,0"], drawn["1,1"]))
+    assert first[:, 0].max() < 76  # white of the frame, in the upper left and the lower right quarter of 150 x 250
+    assert last[:, 0].min() > 74
+    assert first[:, 1].max() < 126
+    assert last[:, 1].min() > 124
+
+
+def test_a_map_that_is_the_same_everywhere_says_so(vit: Any, tmp_path: Path, picture: Path) -> None:
+    """A head of zeros has no gradient: every map of a class is 0."""
+    network = VisionTransformer(VisionArchitecture((16, 16), (8, 8), 8, 1, 1, 8, classes=2))
+    save_model(classifier_file(network, ["a", "b"], asdict(Preprocessing((16, 16)))), tmp_path / "model.safetensors")
+    words = ["--out", tmp_path / "maps", "--device=cpu"]
+    assert vit("attention", tmp_path / "model.safetensors", picture, *words).code == 0
+    (entry,) = json.loads((tmp_path / "maps" / "maps.json").read_text())
+    assert entry["maps"]["generic"]["note"] == "zero everywhere"
 
 
 def test_two_classes_are_compared_by_the_difference_of_their_maps(

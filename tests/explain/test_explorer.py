@@ -33,7 +33,7 @@ from vit.explain.explorer import (
     text_view,
 )
 from vit.explain.maps import attention_maps
-from vit.explain.pictures import coloured
+from vit.explain.pictures import color_scale, coloured
 from vit.models.architecture import VisionArchitecture
 from vit.models.vision import VisionTransformer
 from vit.nn import MLP, Attention, Block, Record, Trace, Transformer
@@ -41,6 +41,8 @@ from vit.nn import MLP, Attention, Block, Record, Trace, Transformer
 TINY = VisionArchitecture((32, 48), (8, 8), dim=32, depth=3, heads=4, hidden=48, classes=3)
 HOSTILE = "<img src=x onerror=alert(1)>\n.png"
 CLASSES = ("</script><b>bold</b>", "cat \u2028 dog", "c")
+LONG = "a-long-folder-name/and/a_long_file_name_as_cameras_and_people_make_them_" + 9 * "0" + ".jpg"
+LONG_CLASSES = ("Blenheim spaniel, a small toy spaniel with a description that goes on and on", "W" * 90, "猫 кошка")
 SENTENCE = ("a", "<i>", "cat", "\n", "on", " the", "mat")
 
 
@@ -204,6 +206,15 @@ def test_words_of_a_caption_attend_to_what_had_been_read_when_they_were_written(
         assert not rows[..., -1].any()
 
 
+def narrow_view() -> View:
+    """A narrow image with long names in a network that attends to all tokens alike."""
+    network = vision(0.0, image_size=(96, 24), depth=1)
+    with torch.no_grad():
+        network.blocks[0].attn.qkv.bias.zero_()  # type: ignore[union-attr,operator]
+    narrow = np.random.default_rng(2).integers(0, 256, (96, 24, 3), dtype=np.uint8)
+    return picture_view(LONG, narrow, network, normalised(narrow), LONG_CLASSES)
+
+
 # ---- in a browser --------------------------------------------------------------------------------------------------
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -224,6 +235,7 @@ class Pages:
             picture_view("pool.png", pixels(1), pooled, normalised(pixels(1)), CLASSES),
             text_view("text", SENTENCE, text.self_attention),
             caption_view("caption", Patches(pixels(), (4, 6), ("class", "extra")), SENTENCE[:5], caption, encoder[:1]),
+            narrow_view(),
         ]
         assert max(views[0].attentions[0].layers[0].bits) > 8
         self.views = views
@@ -445,5 +457,133 @@ def test_an_exported_map_is_a_picture_of_its_size(tab: Any, tmp_path: Path) -> N
     download.value.save_as(tmp_path / "map.png")
     with Image.open(tmp_path / "map.png") as picture:
         assert picture.format == "PNG"
-        assert picture.size == (48 * 22, 32 * 22 + 64)
+        assert picture.size == (48 * 22, 32 * 22 + 24 + 4 * 22)
         assert len(set(picture.convert("RGB").resize((48, 36)).get_flattened_data())) > 20
+
+
+def shown_view(tab: Any, number: int) -> None:
+    tab.evaluate(f"show({number})")
+    tab.wait_for_selector(f"body[data-ready='{number}']")
+
+
+ABOUT_ANSWER = "generic attention explainability: attention weighed by its positive gradient"
+
+
+@pytest.mark.parametrize(
+    ("number", "change", "lines"),
+    [
+        (0, {"token": 0}, ["Attention from class token", "self-attention, layer 2, mean of heads"]),
+        (
+            0,
+            {"token": 9, "layer": 1, "head": 2, "direction": "by"},
+            ["Attention to patch 1, 0", "self-attention, layer 1, head 2"],
+        ),
+        (0, {"map": "rollout"}, ["Rollout", "attention rollout from what the model pools by"]),
+        (0, {"map": "norm"}, ["Norm, layer 2", "length of each token after a layer: high where there are artefacts"]),
+        (0, {"map": "answer:1"}, ["What speaks for {1}", ABOUT_ANSWER]),
+        (0, {"map": "answer:1-0"}, ["{1} minus {0}", "purple speaks for the second, orange for the first"]),
+        (
+            1,
+            {"attention": 1, "token": 0, "layer": 0},
+            ["Attention from pooling query", "attention pooling, layer 0, mean of heads"],
+        ),
+        (
+            2,
+            {"token": 4, "head": 1},
+            ["Attention among words; framed: from “on”", "self-attention, layer 1, head 1"],
+        ),
+        (3, {"token": 3}, ["Attention from “cat”", "cross-attention, layer 1, mean of heads"]),
+        (
+            3,
+            {"token": 2, "direction": "by"},
+            ["Attention to patch 0, 0", "cross-attention, layer 1, mean of heads", "a VALUE; <i> VALUE; cat VALUE; "],
+        ),
+        (
+            4,
+            {},
+            ["Attention from class token", "self-attention, layer 0, mean of heads; nearly uniform: values differ by"],
+        ),
+        (4, {"map": "answer:0-1"}, ["{0} minus {1}", "purple speaks for the second, orange for the first"]),
+    ],
+)
+def test_the_caption_of_an_exported_map_says_what_it_is_and_fits(
+    tab: Any, made: Pages, number: int, change: dict[str, Any], lines: list[str]
+) -> None:
+    shown_view(tab, number)
+    tab.evaluate(f"change({json.dumps(change)})")
+    written = tab.evaluate(
+        """() => { const written = [], own = CanvasRenderingContext2D.prototype.fillText;
+        CanvasRenderingContext2D.prototype.fillText = function (text, x, y, most) {
+          written.push({ text, x, y, most, width: this.measureText(text).width, canvas: this.canvas });
+          own.call(this, text, x, y, most);
+        };
+        const whole = exported();
+        CanvasRenderingContext2D.prototype.fillText = own;
+        return written.filter((one) => one.canvas === whole).map(({ text, x, y, most, width }) => ({
+          text, squeezed: most !== undefined, left: x, right: whole.width - x - width, below: whole.height - y })); }"""
+    )
+    *caption, low, high = [one["text"] for one in written]
+    names = tab.evaluate("view.answers.map((answer) => answer.name)")
+    expected = " ".join([tab.evaluate("view.name"), *lines]).format(*names)
+    told = (
+        re.sub(r"(?<=[a-z>] )\d[\d.e-]*(?=;|$)", "VALUE", " ".join(caption))
+        if "VALUE" in expected
+        else " ".join(caption)
+    )
+    assert re.sub(r"\s", "", told).startswith(re.sub(r"\s", "", expected))
+    assert float(low) < float(high)
+    for one in written:
+        assert not one["squeezed"]
+        assert min(one["left"], one["right"], one["below"]) >= 10, one
+
+
+@pytest.mark.parametrize("width", [1400, 900, 720, 420, 375, 320])
+def test_on_a_phone_nothing_covers_anything_or_leaves_the_page(tab: Any, width: int) -> None:
+    tab.set_viewport_size({"width": width, "height": 700})
+    for number in range(5):
+        shown_view(tab, number)
+        until(tab, "!waiting && !drawing")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        boxes = {
+            name: tab.locator(f"#{name}").bounding_box() for name in ("title", "name", "copy", "export", "ask-help")
+        }
+        for name, box in boxes.items():
+            assert box["width"] > 20, name
+            assert box["x"] >= 0, name
+            assert box["x"] + box["width"] <= width, name
+            for other, its in boxes.items():
+                if other != name:
+                    apart = max(
+                        box["x"] - its["x"] - its["width"], its["x"] - box["x"] - box["width"],
+                        box["y"] - its["y"] - its["height"], its["y"] - box["y"] - box["height"],
+                    )  # fmt: skip
+                    assert apart > -1, (name, other)
+
+
+def test_the_page_scales_colors_as_python_does(tab: Any) -> None:
+    cases = [[0.0, 0.0], [0.1, 0.9], [-0.2, 0.1], [1.0, 1.05], [-3.0, -2.99], [5.0, 5.0], [1e-9, 1.02e-9]]
+    for values in cases:
+        for difference in (False, True):
+            for largest in (0.0, 41 * max(values)) if difference else (0.0,):
+                ours = color_scale(np.array(values), difference=difference, largest=largest)
+                found = tab.evaluate(f"range({values}, {json.dumps(difference)}, {largest!r})")
+                assert found[:2] == pytest.approx(ours[:2], rel=1e-6)
+                assert found[2] == ours.note
+
+
+def test_uniform_attention_looks_uniform(tab: Any) -> None:
+    shown_view(tab, 4)
+    assert "nearly uniform: values differ by" in tab.locator("#about").inner_text()
+    tab.locator("#strength").fill("100")
+    until(tab, "strength === 1 && !waiting && !drawing")
+    for canvas in ("map", "thumbnails"):
+        colors = tab.evaluate(
+            """(id) => { const { width, height } = $(id), seen = new Set();
+            const all = new Uint32Array($(id).getContext("2d").getImageData(0, 0, width, height).data.buffer);
+            all.forEach((color) => seen.add(color));
+            const at = (color) => cividis.steps.indexOf(color);
+            return [...seen].map(at).filter((place) => place >= 0); }""",
+            canvas,
+        )
+        assert colors
+        assert max(colors) - min(colors) < 20, canvas

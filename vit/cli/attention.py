@@ -173,7 +173,7 @@ def _draw_one(
     import torch
 
     from vit.explain.maps import attention_maps, head_maps
-    from vit.explain.pictures import Box, contact_sheet, overlay
+    from vit.explain.pictures import Box, color_scale, contact_sheet, overlay
 
     network = classifier.network
     images = classifier.normalise(classifier.prepare(path)[None].to(classifier.device))
@@ -197,25 +197,30 @@ def _draw_one(
             discard=request.discard,
         )
 
+    patch = None if request.query == "cls" else request.query
     for method in request.methods:
-        difference = request.compare is not None and method in FOR_A_CLASS
+        difference, largest = request.compare is not None and method in FOR_A_CLASS, 0.0
         if request.compare is not None and difference:
             one, other = (computed(method, target) for target in request.compare)
             values, shown = one.values[0] - other.values[0], " minus ".join(_names(classifier, request.compare))
-            settings = one.settings
+            settings, largest = one.settings, max(maps.values.abs().max().item() for maps in (one, other))
         else:
             maps = computed(method, request.target)
             values, settings = maps.values[0], maps.settings
             shown = "" if maps.targets is None else _names(classifier, maps.targets)[0]
         array = values.cpu().numpy()
-        asked = "" if request.query == "cls" else f", asked by the patch {request.query[0]},{request.query[1]}"
+        asked = "" if patch is None else f", query patch {patch[0]},{patch[1]}"
         caption = f"{method}{f' of {shown}' if shown else ''}{asked}; {answer}".rstrip("; ")
-        _save(Path(f"{stem}.{method}.png"), overlay(shown_picture, array, box, caption, difference=difference))
+        scale = color_scale(array, difference=difference, largest=largest)
+        drawn = overlay(shown_picture, array, box, caption, difference=difference, scale=scale, query=patch)
+        _save(Path(f"{stem}.{method}.png"), drawn)
         with whole_file(Path(f"{stem}.{method}.npy")) as temporary, temporary.open("wb") as file:
             np.save(file, array)
-        written["maps"][method] = {"of": shown, "settings": settings, "file": f"{stem.name}.{method}.npy"}
+        found = {"of": shown, "settings": settings, "file": f"{stem.name}.{method}.npy"}
+        found |= {"lowest": array.min().item(), "highest": array.max().item()}
+        written["maps"][method] = found | ({"note": scale.note} if scale.note else {})
     heads = head_maps(network, images, query=request.query)[0].cpu().numpy()
-    _save(Path(f"{stem}.heads.png"), contact_sheet(heads))
+    _save(Path(f"{stem}.heads.png"), contact_sheet(heads, query=patch))
     return written
 
 

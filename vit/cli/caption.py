@@ -166,7 +166,7 @@ def _described(caption: "Caption") -> dict[str, Any]:
 def _draw(captioner: "Captioner", picture: "Tensor", caption: "Caption", method: Any, target: Path) -> None:
     """Write the picture beside its words' maps."""
     from vit.evaluate.plots import GALLERY, gallery
-    from vit.explain.pictures import Box, laid_over
+    from vit.explain.pictures import Box, color_scale, laid_over
 
     seen = picture.permute(1, 2, 0).numpy()
     maps = captioner.word_maps(picture, caption, method=method).numpy()
@@ -174,7 +174,9 @@ def _draw(captioner: "Captioner", picture: "Tensor", caption: "Caption", method:
     large = seen.repeat(times, axis=0).repeat(times, axis=1)
     box = Box(0, 0, *large.shape[:2])
     tiles = [(large, caption.text)]
-    tiles += [(laid_over(large, values, box), word) for word, values in zip(caption.words, maps, strict=True)]
+    for word, values in zip(caption.words, maps, strict=True):
+        scale = color_scale(values)
+        tiles.append((laid_over(large, values, box, scale=scale), f"{word}\n{scale.low:.3g} to {scale.high:.3g}"))
     with whole_file(target) as temporary:
         gallery(tiles[:GALLERY], temporary)
 

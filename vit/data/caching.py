@@ -77,8 +77,7 @@ def slot_room(dataset: ImageDataset) -> int:
     sizes = [0]
     for index in range(0, len(dataset), max(1, len(dataset) // _LOOKED_AT)):
         try:
-            size = picture_size(picture_source(dataset.path(index)), dataset.max_pixels)
-            height, width = dataset.kept_size(*size)
+            height, width = dataset.kept_size(*picture_size(picture_source(dataset.path(index))))
         except UnreadableImage:
             continue
         sizes.append(3 * height * width)

@@ -1,10 +1,11 @@
-"""From maps to pictures: a map laid over its picture, and all heads of all layers at a glance.
+"""From maps to images: a map over its image, and all heads of all layers at a glance.
 
-Colours are cividis, for one map, and purple to orange, for a difference: both are told apart by colour-blind people.
-Letters: H, W height and width of a picture in pixels.
+Colors are cividis, for one map, and purple to orange, for a difference: color-blind people can tell both apart.
+Letters: H, W height and width of an image in pixels.
 """
 
 from functools import cache
+from itertools import groupby
 from typing import NamedTuple
 
 import matplotlib as mpl
@@ -12,8 +13,16 @@ import numpy as np
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
+from vit.evaluate.plots import name_style, shorten
+
+NEARLY_UNIFORM = 0.1
+"""A map whose values differ by less than this fraction of the largest one is nearly uniform. Its colors span this
+fraction all the same: from lowest to highest, noise would look like a decision."""
+
 _LINE = 18  # pixels of a line of caption
+_BAR = 10  # pixels of the color bar
 _THUMBNAIL = 48
+_LONGEST = 300  # characters of a caption
 
 
 class Box(NamedTuple):
@@ -25,19 +34,73 @@ class Box(NamedTuple):
     right: float
 
 
-def overlay(picture: np.ndarray, values: np.ndarray, box: Box, caption: str, *, difference: bool = False) -> np.ndarray:
-    """A map [rows, columns] over its picture uint8 [H, W, 3], the caption below: uint8 [H + a line or two, W, 3]."""
-    return _captioned(laid_over(picture, values, box, difference=difference), caption)
+class Scale(NamedTuple):
+    """The values at both ends of the colors, and a note where a map says little."""
+
+    low: float
+    high: float
+    note: str = ""
 
 
-def laid_over(picture: np.ndarray, values: np.ndarray, box: Box, *, difference: bool = False) -> np.ndarray:
+def color_scale(values: np.ndarray, *, difference: bool = False, largest: float = 0.0) -> Scale:
+    """Return the color scale of a map: from its lowest to its highest value, or, of a difference, around 0.
+
+    The scale spans at least `NEARLY_UNIFORM` of the largest absolute value, of the map or, for a difference, `largest`
+    of the two maps.
+    """
+    low, high = float(values.min()), float(values.max())
+    largest = max(largest, abs(low), abs(high))
+    if largest == 0:
+        return Scale(-1.0 if difference else 0.0, 1.0, "zero everywhere")
+    spread = max(abs(low), abs(high)) if difference else high - low
+    note = ""
+    if spread < NEARLY_UNIFORM * largest:
+        what = "hardly a difference: at most" if difference else "nearly uniform: values differ by"
+        note = f"{what} {100 * spread / largest:.2g} % of the largest{' of both maps' if difference else ''}"
+    if difference:
+        reach = max(spread, NEARLY_UNIFORM * largest)
+        return Scale(-reach, reach, note)
+    margin = max(0.0, NEARLY_UNIFORM * largest - spread) / 2
+    return Scale(low - margin, high + margin, note)
+
+
+def overlay(
+    picture: np.ndarray,
+    values: np.ndarray,
+    box: Box,
+    caption: str,
+    *,
+    difference: bool = False,
+    scale: Scale | None = None,
+    query: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """A map [rows, columns] over its image uint8 [H, W, 3], a color bar and the caption below: uint8 [more, W, 3].
+
+    `scale` is that of `color_scale` where it is None; the patch `query` (row, column) has a frame.
+    """
+    scale = color_scale(values, difference=difference) if scale is None else scale
+    drawn = laid_over(picture, values, box, difference=difference, scale=scale, query=query)
+    caption = f"{caption}; {scale.note}" if scale.note else caption
+    return _captioned(np.concatenate([drawn, _color_bar(scale, drawn.shape[1], difference)]), caption)
+
+
+def laid_over(
+    picture: np.ndarray,
+    values: np.ndarray,
+    box: Box,
+    *,
+    difference: bool = False,
+    scale: Scale | None = None,
+    query: tuple[int, int] | None = None,
+) -> np.ndarray:
     """A map [rows, columns] over its picture uint8 [H, W, 3]; where the model saw nothing, the picture is dark."""
     height, width = picture.shape[:2]
-    large = _resized(_scaled(values, difference), box, height, width)
+    scale = color_scale(values, difference=difference) if scale is None else scale
+    large = _resized(_scaled(values, scale), box, height, width)
     seen = ~np.isnan(large)
     colours = coloured(np.nan_to_num(large), difference=difference)
-    blended = np.where(seen[..., None], 0.45 * picture + 0.55 * colours, 0.3 * picture)
-    return blended.round().astype(np.uint8)
+    blended = np.where(seen[..., None], 0.45 * picture + 0.55 * colours, 0.3 * picture).round().astype(np.uint8)
+    return blended if query is None else _framed(blended, box, values.shape, query)
 
 
 def coloured(values: np.ndarray, *, difference: bool = False) -> np.ndarray:
@@ -46,37 +109,70 @@ def coloured(values: np.ndarray, *, difference: bool = False) -> np.ndarray:
     return (255 * np.asarray(colour_map(values))[..., :3]).round().astype(np.uint8)
 
 
-def contact_sheet(maps: np.ndarray, *, scale: int = _THUMBNAIL) -> np.ndarray:
-    """Maps [layers, heads, rows, columns] as thumbnails, a line a layer from the first, uint8 [height, width, 3]."""
+def contact_sheet(maps: np.ndarray, *, scale: int = _THUMBNAIL, query: tuple[int, int] | None = None) -> np.ndarray:
+    """Maps [layers, heads, rows, columns] as thumbnails, one line per layer from the first, uint8 [height, width, 3].
+
+    The patch `query` (row, column) has a frame in each.
+    """
     layers, heads, rows, columns = maps.shape
     times = max(1, round(scale / max(rows, columns)))
     tile_height, tile_width, gap = rows * times, columns * times, 2
-    margin = 2 * _LINE
-    width = max(heads * (tile_width + gap) + margin, 170)  # room for the title
-    sheet = np.full((layers * (tile_height + gap) + margin, width, 3), 255, np.uint8)
+    down, across, margin = tile_height + gap, tile_width + gap, 2 * _LINE
+    width = max(heads * across + margin, 170)  # room for the title
+    sheet = np.full((layers * down + margin, width, 3), 255, np.uint8)
     for layer in range(layers):
         for head in range(heads):
-            tile = coloured(_scaled(maps[layer, head], False)).repeat(times, axis=0).repeat(times, axis=1)
-            top, left = margin + layer * (tile_height + gap), margin + head * (tile_width + gap)
+            values = maps[layer, head]
+            tile = coloured(_scaled(values, color_scale(values))).repeat(times, axis=0).repeat(times, axis=1)
+            if query is not None:
+                tile = _framed(tile, Box(0, 0, tile_height, tile_width), (rows, columns), query)
+            top, left = margin + layer * down, margin + head * across
             sheet[top : top + tile_height, left : left + tile_width] = tile
     image = Image.fromarray(sheet)
     draw = ImageDraw.Draw(image)
-    for layer in range(layers):
-        draw.text((4, margin + layer * (tile_height + gap) + tile_height / 2 - 7), str(layer), "black", _font())
-    for head in range(heads):
-        draw.text((margin + head * (tile_width + gap) + tile_width / 2 - 4, _LINE), str(head), "black", _font())
-    draw.text((4, 1), "layers down, heads across", "black", _font())
+    for layer in range(0, layers, -(-14 // down)):  # as many numbers as do not touch
+        _write(draw, (4, margin + layer * down + tile_height / 2 - 7), str(layer))
+    for head in range(0, heads, -(-20 // across)):
+        _write(draw, (margin + head * across + tile_width / 2 - _width(str(head)) / 2, _LINE), str(head))
+    _write(draw, (4, 1), "layers down, heads across")
+    return _captioned(np.asarray(image), "each map has its own colors, from its lowest to its highest value")
+
+
+def _scaled(values: np.ndarray, scale: Scale) -> np.ndarray:
+    """To 0..1 from the lower to the upper end of a scale."""
+    return (values.astype(np.float64) - scale.low) / (scale.high - scale.low)
+
+
+def _framed(picture: np.ndarray, box: Box, grid: tuple[int, ...], patch: tuple[int, int]) -> np.ndarray:
+    """An image with a frame, white in black, around one patch of the grid."""
+    height, width = (box.bottom - box.top) / grid[0], (box.right - box.left) / grid[1]
+    top, left = box.top + patch[0] * height, box.left + patch[1] * width
+    sides = np.array([left, top, left + width - 1, top + height - 1]).round()
+    last = (
+        picture.shape[1] - 1,
+        picture.shape[0] - 1,
+    )  # of a patch that margins cut, the part that is seen has the frame
+    corners = [float(side) for side in sides.clip(0, last * 2)]
+    image = Image.fromarray(picture)
+    draw = ImageDraw.Draw(image)
+    line = 2 if min(height, width) >= 12 else 1  # patches of a thumbnail are a few pixels
+    draw.rectangle((corners[0] - line, corners[1] - line, corners[2] + line, corners[3] + line), None, "black", line)
+    draw.rectangle(corners, None, "white", line)
     return np.asarray(image)
 
 
-def _scaled(values: np.ndarray, difference: bool) -> np.ndarray:
-    """To 0..1: from the lowest to the highest, or, of a difference, with 0 in the middle."""
-    values = values.astype(np.float64)
-    if difference:
-        reach = np.abs(values).max()
-        return np.full_like(values, 0.5) if reach == 0 else 0.5 + 0.5 * values / reach
-    low, high = values.min(), values.max()
-    return np.zeros_like(values) if high == low else (values - low) / (high - low)
+def _color_bar(scale: Scale, width: int, difference: bool) -> np.ndarray:
+    """All colors from the lowest to the highest with the values at both ends: uint8 [height, width, 3]."""
+    ramp = coloured(np.linspace(0, 1, width), difference=difference)
+    ends = [f"{end:.3g}" for end in (scale.low, scale.high)]
+    rows = 1 if sum(map(_width, ends)) + 12 <= width else 2
+    strip = np.full((4 + _BAR + 2 + rows * _LINE, width, 3), 255, np.uint8)
+    strip[4 : 4 + _BAR] = ramp
+    image = Image.fromarray(strip)
+    draw = ImageDraw.Draw(image)
+    _write(draw, (4, 6 + _BAR), ends[0])
+    _write(draw, (width - 4 - _width(ends[1]), 6 + _BAR + (rows - 1) * _LINE), ends[1])
+    return np.asarray(image)
 
 
 def _resized(values: np.ndarray, box: Box, height: int, width: int) -> np.ndarray:
@@ -100,27 +196,55 @@ def _interpolated(values: np.ndarray, at: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _captioned(picture: np.ndarray, caption: str) -> np.ndarray:
-    lines = _broken(caption, max(8, picture.shape[1] // 8))
+    lines = _broken(shorten(caption, _LONGEST), picture.shape[1] - 8)
     strip = np.full((_LINE * len(lines) + 4, picture.shape[1], 3), 255, np.uint8)
     image = Image.fromarray(np.concatenate([picture, strip]))
     draw = ImageDraw.Draw(image)
     for number, line in enumerate(lines):
-        draw.text((4, picture.shape[0] + 2 + number * _LINE), line, "black", _font())
+        _write(draw, (4, picture.shape[0] + 2 + number * _LINE), line)
     return np.asarray(image)
 
 
 def _broken(text: str, width: int) -> list[str]:
-    """Lines of at most `width` letters; control characters are left out."""
-    lines, line = [], ""
-    for word in "".join(c if c.isprintable() else " " for c in text).split():
-        if line and len(line) + 1 + len(word) > width:
-            lines.append(line)
-            line = word
-        else:
-            line = f"{line} {word}".strip()
-    return [part[:width] for part in [*lines, line]]
+    """Break a text into lines of at most `width` pixels: between words, within a word that is longer than a line."""
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and _width(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+            continue
+        lines += [""] if lines[-1] else []
+        for character in word:
+            if lines[-1] and _width(lines[-1] + character) > width:
+                lines.append("")
+            lines[-1] += character
+    return lines
+
+
+def _write(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str) -> None:
+    x, y = at
+    for font, run in _runs(text):  # on one base line, whatever the font
+        draw.text((x, y + 12), run, "black", font, anchor="ls")
+        x += font.getlength(run)
+
+
+def _width(text: str) -> float:
+    """Return the pixels across that `_write` takes."""
+    return sum(font.getlength(run) for font, run in _runs(text))
+
+
+def _runs(text: str) -> list[tuple[ImageFont.FreeTypeFont, str]]:
+    """Split a text by the font that has its characters."""
+    return [(_fonts()[place], "".join(run)) for place, run in groupby(text, _font_with)]
 
 
 @cache
-def _font() -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 12)
+def _font_with(character: str) -> int:
+    """Return the place of the first font with a character, the first of all where none has it: it shows a box."""
+    places = range(len(_fonts()))
+    known = (p for p in places if font_manager.get_font(str(_fonts()[p].path)).get_char_index(ord(character)))
+    return next(known, 0)
+
+
+@cache
+def _fonts() -> list[ImageFont.FreeTypeFont]:
+    return [ImageFont.truetype(font_manager.findfont(name), 12) for name in name_style()["fontfamily"]]

@@ -112,14 +112,23 @@ class Numbers {
   }
 }
 
-// Lowest and highest of the numbers that count; of a difference, the same distance on both sides of 0.
-function range(values, difference) {
+const NEARLY_UNIFORM = 0.1; // as in vit/explain/pictures.py: the colors span at least this part of the largest value
+
+// The values at both ends of the colors, and a note where a map says little. A difference is around 0, and is judged
+// by the `largest` value of its two maps.
+function range(values, difference, largest = 0) {
   let low = Infinity, high = -Infinity;
   for (const value of values) {
     if (value < low) low = value;
     if (value > high) high = value;
   }
-  if (!difference) return [low, high];
-  const reach = Math.max(Math.abs(low), Math.abs(high));
-  return [-reach, reach];
+  const reach = Math.max(Math.abs(low), Math.abs(high)), spread = difference ? reach : high - low;
+  largest = Math.max(largest, reach);
+  if (largest === 0) return [difference ? -1 : 0, 1, "zero everywhere"];
+  const least = NEARLY_UNIFORM * largest;
+  const note = spread >= least ? "" : (difference ? "hardly a difference: at most" : "nearly uniform: values differ by") +
+    ` ${Number((100 * spread / largest).toPrecision(2))} % of the largest${difference ? " of both maps" : ""}`;
+  if (difference) return [-Math.max(reach, least), Math.max(reach, least), note];
+  const margin = Math.max(0, least - spread) / 2;
+  return [low - margin, high + margin, note];
 }

@@ -46,31 +46,37 @@ function attended(layer, head) {
 
 // ---- what the map shows ----------------------------------------------------------------------------------------
 
-// The map of the state: { name of the tokens, values of the last ones, difference, heading, about }, and patches' own.
+// The map of the state: { name of the tokens, values of the last ones, difference and the largest value of its two maps,
+// heading, about, title }; the title stands alone, under an exported map.
 function shownMap() {
   const [kind, what] = state.map.split(":");
   if (kind === "answer") {
     const [one, other] = what.split("-").map(Number), names = view.answers.map((answer) => answer.name);
-    const first = numbers.answers[one];
+    const first = numbers.answers[one], second = numbers.answers[other];
     if (other === undefined) {
-      return { tokens: pictureName(), values: first, heading: `What speaks for ${names[one]}`,
+      const heading = `What speaks for ${names[one]}`;
+      return { tokens: pictureName(), values: first, heading, title: heading,
         about: "generic attention explainability: attention weighed by its positive gradient" };
     }
-    return { tokens: pictureName(), values: first.map((value, i) => value - numbers.answers[other][i]), difference: true,
-      heading: `${names[one]} minus ${names[other]}`, about: "purple speaks for the second, orange for the first" };
+    const heading = `${names[one]} minus ${names[other]}`;
+    return { tokens: pictureName(), values: first.map((value, i) => value - second[i]), difference: true,
+      largest: [...first, ...second].reduce((most, value) => Math.max(most, Math.abs(value)), 0), heading, title: heading,
+      about: "purple speaks for the second, orange for the first" };
   }
   const at = view.maps.findIndex((map) => map.name === state.map);
   if (at >= 0) {
     const map = view.maps[at], each = numbers.maps[at];
     const number = layers()[state.layer].number, layered = each.length > 1;
-    return { tokens: map.tokens, values: layered ? each[number] : each[0],
-      heading: capital(map.name) + (layered ? `, layer ${number}` : ""), about: map.about };
+    const heading = capital(map.name) + (layered ? `, layer ${number}` : "");
+    return { tokens: map.tokens, values: layered ? each[number] : each[0], heading, title: heading, about: map.about };
   }
   const layer = layers()[state.layer];
   const head = state.head === MEAN ? "mean of heads" : `head ${state.head}`;
-  const verb = state.direction === "to" ? "attends to" : "is attended by";
+  const isTo = state.direction === "to", asks = tokenName(sourceName(), token());
   return { tokens: resultName(), values: attended(layer, state.head),
-    heading: `${capital(tokenName(sourceName(), token()))} ${verb} …`, about: `layer ${layer.number}, ${head}` };
+    heading: `${capital(asks)} ${isTo ? "attends to" : "is attended by"} …`,
+    title: `Attention ${isMatrix() ? "among words; framed: " : ""}${isTo ? "from" : "to"} ${asks}`,
+    about: `${attention().name}, layer ${layer.number}, ${head}` };
 }
 
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
@@ -128,10 +134,9 @@ function drawLarge(canvas, scale, map) {
   if (isMatrix()) return drawWords(context, canvas, scale);
   const name = pictureName(), tokens = view.tokens[name];
   const box = { x: 0, y: 0, width: canvas.width, height: canvas.height };
-  let limits = range(map.values, map.difference);
+  const values = map.tokens === name ? ofPatches(map) : map.values;
+  const limits = range(values, map.difference, map.largest);
   if (map.tokens === name) {
-    const values = ofPatches(map);
-    limits = range(values, map.difference);
     drawMap(context, box, grey, values, tokens.grid, colours, limits, strength);
   } else {
     context.drawImage(image, 0, 0, box.width, box.height);
@@ -186,7 +191,7 @@ function renderStage(map) {
   const limits = drawLarge(canvas, scale, map);
   canvas.setAttribute("aria-label", `${map.heading} ${map.about}, from ${shown(limits[0], limits[1])} to ${shown(limits[1])}`);
   $("heading").textContent = map.heading;
-  $("about").textContent = map.about;
+  $("about").textContent = [map.about, limits[2]].filter(Boolean).join("; ");
   $("low").textContent = shown(limits[0], limits[1]);
   $("high").textContent = shown(limits[1]);
   $("gradient").style.background = (map.difference ? purpleOrange : cividis).gradient();
@@ -306,12 +311,7 @@ function atlas() {
   const steps = cividis.steps;
   const put = (values, layer, place) => {
     const start = values.length - (words ? values.length : patches), size = values.length - start;
-    let low = Infinity, high = -Infinity;
-    for (let i = start; i < values.length; i++) {
-      if (values[i] < low) low = values[i];
-      if (values[i] > high) high = values[i];
-    }
-    const times = high > low ? 255 / (high - low) : 0;
+    const [low, high] = range(values.subarray(start), false), times = 255 / (high - low);
     for (let i = 0, row = 0, column = 0; i < size; i++) {
       pixels[(layer * rows + row) * canvas.width + place * columns + column] = steps[(values[start + i] - low) * times + 0.5 | 0];
       if (++column === columns) {
@@ -696,34 +696,65 @@ async function copyLink() {
 
 // ---- export ----------------------------------------------------------------------------------------------------
 
-const CAPTION = 64; // pixels of the caption below an exported map
+// A text in lines of at most `width` pixels: broken between words, or within one that is longer than a line.
+function linesOf(context, text, width) {
+  const lines = [""], fits = (line) => context.measureText(line).width <= width, last = () => lines[lines.length - 1];
+  for (const word of text.split(/\s+/).filter(Boolean)) {
+    if (last() && fits(`${last()} ${word}`)) {
+      lines[lines.length - 1] += ` ${word}`;
+      continue;
+    }
+    if (last()) lines.push("");
+    for (const letter of word) {
+      if (last() && !fits(last() + letter)) lines.push("");
+      lines[lines.length - 1] += letter;
+    }
+  }
+  return lines;
+}
+
+// What stands under an exported map: whose it is, what it shows, and, where words have the values, those.
+function captionOf(map, note) {
+  const told = [view.name, map.title, [map.about, note].filter(Boolean).join("; ")];
+  if (map.tokens !== pictureName() && !isMatrix()) {
+    const { words } = view.tokens[map.tokens], first = words.length - map.values.length;
+    told.push(words.slice(first).map((word, i) => `${word} ${shown(map.values[i])}`).join("; "));
+  }
+  return told.map((text) => text.length > 600 ? `${text.slice(0, 599)}…` : text);
+}
+
+const LINE = 22, EDGE = 12; // pixels of the caption below an exported map
 
 function exported() {
   const tokens = view.tokens[pictureName()], map = shownMap();
   let [height, width] = isMatrix() ? [1024, 1024] : tokens.size;
   const times = Math.max(1, Math.ceil(1024 / Math.max(height, width)));
   [height, width] = [height * times, width * times];
-  const canvas = canvasOf(width, height), whole = canvasOf(width, height + CAPTION), before = area;
-  const limits = drawLarge(canvas, 2, map), context = whole.getContext("2d");
+  const canvas = canvasOf(width, height), before = area, limits = drawLarge(canvas, 2, map);
   area = before;
-  context.fillStyle = isMatrix() ? css("--panel") : "#fff";
-  context.fillRect(0, 0, whole.width, whole.height);
-  context.drawImage(canvas, 0, 0);
+  const whole = canvasOf(Math.max(width, 480), height), context = whole.getContext("2d"); // room for a caption
+  const font = "16px system-ui, sans-serif", inner = whole.width - 2 * EDGE;
+  context.font = font;
+  const lines = captionOf(map, limits[2]).flatMap((text) => linesOf(context, text, inner));
+  whole.height = height + 2 * EDGE + (lines.length + 1) * LINE; // which resets the context
   context.fillStyle = "#fff";
-  context.fillRect(0, height, width, CAPTION);
-  context.fillStyle = "#1b1f24";
-  context.font = "16px system-ui, sans-serif";
-  context.textBaseline = "middle";
-  context.fillText(`${map.heading} ${map.about}`, 12, height + 20, width - 24);
-  const colours = map.difference ? purpleOrange : cividis, [low, high] = limits.map((limit) => shown(limit, limits[1]));
-  context.fillText(low, 12, height + 46);
-  const left = 24 + context.measureText(low).width;
-  for (let i = 0; i < 256; i++) {
-    context.fillStyle = colours.css(i, 0, 255);
-    context.fillRect(left + i, height + 38, 1.5, 14);
+  context.fillRect(0, 0, whole.width, whole.height);
+  if (isMatrix()) {
+    context.fillStyle = css("--panel");
+    context.fillRect(0, 0, width, height);
   }
+  context.drawImage(canvas, Math.floor((whole.width - width) / 2), 0);
   context.fillStyle = "#1b1f24";
-  context.fillText(high, left + 268, height + 46);
+  context.font = font;
+  context.textBaseline = "middle";
+  lines.forEach((line, i) => context.fillText(line, EDGE, height + EDGE + (i + 0.5) * LINE));
+  const colours = map.difference ? purpleOrange : cividis, [low, high] = [shown(limits[0], limits[1]), shown(limits[1])];
+  const y = height + EDGE + (lines.length + 0.5) * LINE, left = 2 * EDGE + context.measureText(low).width;
+  const reach = inner - EDGE - left - context.measureText(high).width;
+  context.fillText(low, EDGE, y);
+  context.fillText(high, left + reach + EDGE, y);
+  context.imageSmoothingEnabled = false;
+  context.drawImage(tile(Float32Array.from({ length: 256 }, (_, i) => i), 256, 1, colours, [0, 255]), left, y - 7, reach, 14);
   return whole;
 }
 
