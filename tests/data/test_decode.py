@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, features
 
-from vit.data.decode import IMAGE_SUFFIXES, decode, picture_size
+from vit.data.decode import IMAGE_SUFFIXES, decode, in_tar, picture_size, upright_rgb
 from vit.errors import UnreadableImage
 
 
@@ -99,6 +99,36 @@ def test_every_exif_orientation_is_turned_upright(tmp_path, orientation, format)
     assert picture_size(path) == decode(data).shape[:2] == ((37, 53) if orientation < 5 else (53, 37))
 
 
+def jpeg_segment(marker: int, data: bytes) -> bytes:
+    return struct.pack(">BBH", 255, marker, len(data) + 2) + data
+
+
+def test_only_segments_before_the_first_scan_turn_a_jpeg():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain, turned = (encoded(Image.fromarray(colours()), "JPEG", **options) for options in ({}, {"exif": exif}))
+    xmp = b'http://ns.adobe.com/xap/1.0/\0<rdf:Description tiff:Orientation="6"/>'
+    comment, other = jpeg_segment(0xFE, b"Exif\0\0no metadata"), jpeg_segment(0xE1, b"other\0Exif\0\0")
+    upright = {
+        "an appended JPEG": plain + turned,
+        "an appended JPEG behind stray bytes": plain + bytes(5) + turned,
+        "a comment that holds a JPEG": plain[:2] + jpeg_segment(0xFE, turned) + plain[2:],
+        "XMP behind the image": plain + xmp,
+        "XMP in a comment": plain[:2] + jpeg_segment(0xFE, xmp) + plain[2:],
+    }
+    across = {
+        "EXIF": turned,
+        "a comment first": turned[:2] + comment + turned[2:],
+        "another APP1 first": turned[:2] + other + turned[2:],
+        "fill bytes first": turned[:2] + b"\xff\xff" + turned[2:],
+        "XMP": plain[:2] + jpeg_segment(0xE1, xmp) + plain[2:],
+        "an appended JPEG that is upright": turned + plain,
+    }
+    for files, shape in ((upright, (37, 53)), (across, (53, 37))):
+        for name, data in files.items():
+            assert decode(data).shape[:2] == picture_size(data) == shape, name
+
+
 def test_an_orientation_that_does_not_exist_changes_nothing():
     exif = Image.Exif()
     exif[0x0112] = 77
@@ -148,9 +178,12 @@ def test_floating_point_without_a_known_range_is_refused(value, words):
     assert words in reason(encoded(Image.fromarray(grey), "TIFF"))
 
 
-def test_32_bit_grey_beyond_16_bits_is_refused():
-    grey = np.full((4, 4), 70_000, np.int32)
-    assert "grey values from 70000 to 70000" in reason(encoded(Image.fromarray(grey), "TIFF"))
+def test_32_bit_gray_is_refused_because_its_range_is_unknown():
+    for value in (3, 70_000):
+        gray = np.full((4, 4), value, np.int32)
+        assert "32-bit signed integer MinIsBlack, whose range is unknown" in reason(
+            encoded(Image.fromarray(gray), "TIFF")
+        )
 
 
 def test_palette_and_1_bit_pictures_get_their_colours():
@@ -186,6 +219,42 @@ def test_a_transparent_colour_is_laid_over_white():
     assert decode(encoded(palette, "GIF", transparency=0))[0, :, 0].tolist() == [255, 200]
     wide = Image.fromarray(grey.astype(np.uint16) * 257)
     assert decode(encoded(wide, "PNG", transparency=0))[0, :, 0].tolist() == [255, 200]
+
+
+def png(bits: int, samples: np.ndarray, transparent: bytes) -> bytes:
+    """A PNG of gray [H, W] or RGB [H, W, 3] samples of `bits` bits, with that tRNS chunk."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    height, width, rows = *samples.shape[:2], samples.reshape(len(samples), -1)
+    digits = (rows[..., None] >> np.arange(bits - 1, -1, -1) & 1).astype(np.uint8)
+    lines = b"".join(b"\0" + np.packbits(row.ravel()).tobytes() for row in digits)
+    head = struct.pack(">IIBBBBB", width, height, bits, 0 if samples.ndim == 2 else 2, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"tRNS", transparent), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*pair) for pair in chunks)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_the_transparent_gray_of_a_png_is_white_at_any_depth(bits):
+    largest = (1 << bits) - 1
+    gray = np.random.default_rng(bits).integers(0, largest + 1, (5, 7))
+    for transparent in (0, 1, largest):
+        gray[0, :2] = transparent, transparent ^ 1
+        expected = np.where(gray == transparent, 255, gray >> 8 if bits == 16 else gray * 255 // largest)
+        assert np.array_equal(decode(png(bits, gray, struct.pack(">H", transparent)))[..., 0], expected)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_the_transparent_color_of_a_png_is_compared_in_all_its_bits(bits):
+    color = np.random.default_rng(bits).integers(0, 1 << bits, (5, 7, 3))
+    color[0, 1] = color[0, 0]
+    color[0, 2:5] = color[0, 0] ^ np.eye(3, dtype=int)  # the lowest bit of one sample differs
+    data = png(bits, color, struct.pack(">HHH", *color[0, 0]))
+    expected = color >> bits - 8
+    expected[0, :2] = 255
+    assert np.array_equal(decode(data), expected)
+    assert np.array_equal(upright_rgb(Image.open(io.BytesIO(data))), expected)
 
 
 @pytest.mark.parametrize("format", ["GIF", "PNG", "TIFF", "WEBP"])
@@ -261,6 +330,20 @@ def test_a_sparse_file_beyond_all_pictures_is_not_read(tmp_path):
     assert reason(path) == "1024.0 GiB, too large for a picture"
 
 
+@pytest.mark.parametrize(("start", "size"), [(0, 10**13), (10**17, 1), (0, 10**40), (0, 10**4000)])
+def test_a_part_beyond_the_end_of_a_tar_is_not_read(tmp_path, start, size):
+    path = tmp_path / "a.tar"
+    path.write_bytes(bytes(1024))
+    assert reason(in_tar(str(path), start, size)) == "truncated: the tar ends early"
+
+
+def test_a_sparse_part_of_a_tar_is_not_read(tmp_path):
+    path = tmp_path / "a.tar"
+    path.write_bytes(bytes(1024))
+    os.truncate(path, 2**40)
+    assert reason(in_tar(str(path), 512, 2**40 - 512)) == "1024.0 GiB, too large for a picture"
+
+
 def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "folder.jpg").mkdir()
@@ -296,3 +379,11 @@ def test_threads_decode_the_same_pixels():
     with ThreadPoolExecutor(4) as pool:
         for alone, together in zip(map(decode, files), pool.map(decode, files), strict=True):
             assert np.array_equal(alone, together)
+
+
+def test_a_header_of_no_pixels_is_refused(tmp_path):
+    for data in (png_header(0, 4), b"P5 0 4 255\n", b"GIF89a" + bytes(7)):
+        path = tmp_path / "a"
+        path.write_bytes(data)
+        assert reason(path)
+        assert size_reason(path)

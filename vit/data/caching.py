@@ -77,7 +77,8 @@ def slot_room(dataset: ImageDataset) -> int:
     sizes = [0]
     for index in range(0, len(dataset), max(1, len(dataset) // _LOOKED_AT)):
         try:
-            height, width = dataset.kept_size(*picture_size(picture_source(dataset.path(index))))
+            size = picture_size(picture_source(dataset.path(index)), dataset.max_pixels)
+            height, width = dataset.kept_size(*size)
         except UnreadableImage:
             continue
         sizes.append(3 * height * width)

@@ -103,7 +103,7 @@ class ImageDataset(Dataset[Loaded | Failed]):
         self.labels = np.array([sample.label for sample in samples], dtype=np.int64)
         self.transform = transform
         self.seed = seed
-        self._max_pixels = max_pixels
+        self.max_pixels = max_pixels
         self.cache = cache
 
     def __len__(self) -> int:
@@ -151,11 +151,11 @@ class ImageDataset(Dataset[Loaded | Failed]):
         kept = None if cache is None else self.keep(cache, draw.index)
         if isinstance(transform, EvaluationTransform):
             return (
-                transform.read(picture_source(self.path(draw.index)), self._max_pixels) if kept is None else kept.pixels
+                transform.read(picture_source(self.path(draw.index)), self.max_pixels) if kept is None else kept.pixels
             )
         seed = draw_seed(self.seed, *draw)
         if kept is None:
-            return transform.read(picture_source(self.path(draw.index)), seed, self._max_pixels)
+            return transform.read(picture_source(self.path(draw.index)), seed, self.max_pixels)
         return transform.show(kept, seed)
 
     def keep(self, cache: PixelCache, index: int) -> Copy:
@@ -168,12 +168,12 @@ class ImageDataset(Dataset[Loaded | Failed]):
 
     def kept(self, index: int) -> Copy:
         """What caches keep of picture `index`, decoded now. Raises UnreadableImage."""
-        return self.transform.keep(picture_source(self.path(index)), self._max_pixels)
+        return self.transform.keep(picture_source(self.path(index)), self.max_pixels)
 
     @property
     def how(self) -> str:
         """How pictures are kept, in words: whatever changes what a cache holds."""
-        return f"{self.transform.kept_as()} {self._max_pixels}"
+        return f"{self.transform.kept_as()} {self.max_pixels}"
 
     def mark(self) -> str:
         """What a cache must have been made of to hold these pictures."""

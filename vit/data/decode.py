@@ -21,7 +21,6 @@ import simplejpeg
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
-    ExifTags,
     GifImagePlugin,
     Image,
     JpegImagePlugin,
@@ -32,6 +31,9 @@ from PIL import (
     features,
 )
 
+from vit.data.orientation import TRANSPOSED, jpeg_orientation, orientation_of, upright
+from vit.data.pixels import to_rgb
+from vit.data.tiff import MAGIC, decode_tiff, layout_of, loaded_rgb, read_layout
 from vit.errors import UnreadableImage
 
 IMAGE_SUFFIXES: frozenset[str] = frozenset(
@@ -48,7 +50,6 @@ _READERS: tuple[tuple[re.Pattern[bytes], Callable[[BinaryIO], Image.Image]], ...
     (re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImagePlugin.WebPImageFile),
     (re.compile(rb"GIF8[79]a"), GifImagePlugin.GifImageFile),
     (re.compile(rb"BM"), BmpImagePlugin.BmpImageFile),
-    (re.compile(rb"II[*+]\x00|MM\x00[*+]"), TiffImagePlugin.TiffImageFile),
     (re.compile(rb"P[1-6]\s"), PpmImagePlugin.PpmImageFile),
     (re.compile(rb"....ftyp(avif|avis|mif1|msf1)", re.DOTALL), AvifImagePlugin.AvifImageFile),
 )
@@ -60,20 +61,6 @@ _KINDS = {
     stat.S_IFCHR: "character device",
     stat.S_IFBLK: "block device",
 }
-
-# What undoes each EXIF orientation, for pixels [H, W, 3].
-_UPRIGHT: dict[object, Callable[[np.ndarray], np.ndarray]] = {
-    2: lambda pixels: pixels[:, ::-1],
-    3: lambda pixels: pixels[::-1, ::-1],
-    4: lambda pixels: pixels[::-1],
-    5: lambda pixels: pixels.transpose(1, 0, 2),
-    6: lambda pixels: np.rot90(pixels, -1),
-    7: lambda pixels: pixels.transpose(1, 0, 2)[::-1, ::-1],
-    8: lambda pixels: np.rot90(pixels, 1),
-}
-
-_ACROSS = (5, 6, 7, 8)
-"""the orientations that exchange height and width"""
 
 _PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
@@ -120,6 +107,10 @@ def decode_copy(
     """
     name, data = ("picture in memory", source) if isinstance(source, bytes) else read_picture(source, max_pixels)
     with _reasons(name):
+        if MAGIC.match(data):
+            layout = read_layout(io.BytesIO(data))
+            _check_size(name, *layout.size, max_pixels)
+            return Copy.whole(decode_tiff(data, layout, _most_bytes(max_pixels)))
         copy = _decode_jpeg(data, name, least, max_pixels, passing) if data.startswith(b"\xff\xd8\xff") else None
         return copy or Copy.whole(upright_rgb(_open(io.BytesIO(data), name, max_pixels)))
 
@@ -129,24 +120,52 @@ def _all(height: int, width: int) -> tuple[int, int]:
 
 
 def upright_rgb(image: Image.Image) -> np.ndarray:
-    """A picture of any mode -> uint8 [H, W, 3], turned as its metadata say.
+    """Convert an image of any mode to uint8 [H, W, 3], turned as its metadata say.
 
     Raises what Pillow raises where pixels still to be decoded are damaged, ValueError for those that have no meaning.
     """
-    image.load()  # before the orientation is asked for: it may lie behind the pixels, and Pillow turns a TIFF itself
-    return _turned(_to_rgb(image), _orientation(image))
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        layout = layout_of(image)
+        image.load()  # turns it, too
+        return loaded_rgb(image, layout)
+    transparent = _png_transparent(image) if isinstance(image, PngImagePlugin.PngImageFile) else None
+    image.load()  # before the orientation is asked for: it may lie behind the pixels
+    pixels = to_rgb(image)
+    if transparent is not None:
+        pixels[transparent] = 255
+    return upright(pixels, orientation_of(image))
 
 
-def _turned(pixels: np.ndarray, orientation: object) -> np.ndarray:
-    """`pixels` [H, W, 3] of that EXIF orientation, upright."""
-    turn = _UPRIGHT.get(orientation)
-    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
+_PNG_SCALES = {"1": 255, "L;2": 85, "L;4": 17}
 
 
-def picture_size(source: str | os.PathLike[str] | bytes) -> tuple[int, int]:
+def _png_transparent(image: PngImagePlugin.PngImageFile) -> np.ndarray | None:
+    """Make the transparent color of a PNG that is not loaded yet comparable with Pillow's pixels, which have 8 bits.
+
+    Return the transparent pixels [H, W] of 16-bit RGB, whose lower 8 bits Pillow drops.
+    """
+    transparent, raw = image.info.get("transparency"), image.tile[0].args if image.tile else None
+    if raw in _PNG_SCALES and isinstance(transparent, int):
+        scale = _PNG_SCALES[raw]
+        image.info["transparency"] = scale * (transparent % (255 // scale + 1))
+    if raw != "RGB;16B" or not isinstance(transparent, tuple):
+        return None
+    del image.info["transparency"]
+    position = image.fp.tell()
+    image.fp.seek(0)
+    lower = PngImagePlugin.PngImageFile(io.BytesIO(image.fp.read()))
+    image.fp.seek(position)
+    lower.tile = [lower.tile[0]._replace(args="RGB;16L")]  # the other byte of each sample
+    lower.load()
+    wide = np.asarray(image).astype(np.uint16) << 8 | np.asarray(lower)
+    return (wide == np.array(transparent, np.uint16)).all(axis=-1)
+
+
+def picture_size(source: str | os.PathLike[str] | bytes, max_pixels: int | None = None) -> tuple[int, int]:
     """Height and width in pixels of the upright picture, from the header of a file, or of its bytes, alone.
 
-    Raises `UnreadableImage` as `decode` does, though damage behind the header goes unnoticed.
+    Raises `UnreadableImage` as `decode` does, though damage behind the header goes unnoticed, and without a limit by
+    default: the header of a file may claim any size.
     """
     name = "picture in memory" if isinstance(source, bytes) else os.fspath(source)
     stored: BinaryIO
@@ -155,11 +174,15 @@ def picture_size(source: str | os.PathLike[str] | bytes) -> tuple[int, int]:
     else:
         stored = io.BytesIO(read_picture(name)[1]) if _IN_TAR.fullmatch(name) else _open_regular(name)
     with stored as stream, _reasons(name):
-        image = _open(stream, name, max_pixels=None)
+        tiff = MAGIC.match(stream.read(4))
+        stream.seek(0)
+        if tiff:
+            height, width = read_layout(stream).size
+            _check_size(name, height, width, max_pixels)
+            return height, width
+        image = _open(stream, name, max_pixels)
         width, height = image.size
-        # Pillow swaps the sides of a TIFF by itself when it reads the header.
-        turned = image.format != "TIFF" and _orientation(image) in _ACROSS
-        return (width, height) if turned else (height, width)
+        return (width, height) if orientation_of(image) in TRANSPOSED else (height, width)
 
 
 @contextmanager
@@ -239,7 +262,7 @@ def read_picture(path: str | os.PathLike[str], max_pixels: int = 100_000_000) ->
             # costs nothing to make. No picture within the limit needs that many bytes.
             if start + size > end:
                 raise UnreadableImage(name, "truncated: the tar ends early")
-            if size > 16 * max_pixels + 2**28:
+            if size > _most_bytes(max_pixels):
                 raise UnreadableImage(name, f"{size / 2**30:.1f} GiB, too large for a picture")
             if packed is None:
                 return name, stream.read()
@@ -251,6 +274,11 @@ def read_picture(path: str | os.PathLike[str], max_pixels: int = 100_000_000) ->
             raise UnreadableImage(name, "truncated: the tar ends early") from error
 
 
+def _most_bytes(max_pixels: int) -> int:
+    """More than an image of that many pixels takes."""
+    return 16 * max_pixels + 2**28
+
+
 def _open(stream: BinaryIO, name: str, max_pixels: int | None) -> Image.Image:
     """The picture with its header read and its pixels not yet decoded."""
     start = stream.read(16)
@@ -260,14 +288,15 @@ def _open(stream: BinaryIO, name: str, max_pixels: int | None) -> Image.Image:
         if magic.match(start):
             stream.seek(0)
             image = reader(stream)
-            if max_pixels is not None:
-                _check_size(name, image.height, image.width, max_pixels)
+            _check_size(name, image.height, image.width, max_pixels)
             return image
     raise UnreadableImage(name, "not a picture of a known format")
 
 
-def _check_size(name: str, height: int, width: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
+def _check_size(name: str, height: int, width: int, max_pixels: int | None) -> None:
+    if min(width, height) < 1:
+        raise UnreadableImage(name, f"{width} x {height}, no pixels")
+    if max_pixels is not None and width * height > max_pixels:
         size = f"{width} x {height} = {width * height / 1e6:.1f} Mpixel"
         raise UnreadableImage(name, f"{size}, more than the limit of {max_pixels / 1e6:g} Mpixel")
 
@@ -305,8 +334,8 @@ def _decode_jpeg(data: bytes, name: str, least: Least, max_pixels: int, passing:
     if colours not in ("YCbCr", "RGB", "Gray"):
         return None
     _check_size(name, height, width, max_pixels)
-    orientation = _jpeg_orientation(data)
-    across = orientation in _ACROSS
+    orientation = jpeg_orientation(data)
+    across = orientation in TRANSPOSED
     rows, columns = least(width, height)[::-1] if across else least(height, width)
     for eighths in _EIGHTHS:
         size = -(-height * eighths // 8), -(-width * eighths // 8)
@@ -324,63 +353,4 @@ def _decode_jpeg(data: bytes, name: str, least: Least, max_pixels: int, passing:
     full, extent = (height, width), (height * eighths / 8, width * eighths / 8)
     if across:
         full, extent = full[::-1], extent[::-1]
-    return Copy(_turned(pixels, orientation), full, extent)
-
-
-def _jpeg_orientation(data: bytes) -> object:
-    """The orientation by EXIF or XMP; where there is neither, Pillow would look for it longer than decoding a small
-    picture takes.
-    """
-    start = data.find(b"Exif\0\0")
-    if start < 0 and b"rientation" not in data:
-        return 1
-    try:
-        if start > 2:  # the two bytes before it are the length of its segment
-            exif = Image.Exif()
-            exif.load(data[start : start + int.from_bytes(data[start - 2 : start])])
-            if (told := exif.get(ExifTags.Base.Orientation)) is not None or b"rientation" not in data:
-                return told or 1
-        return _orientation(JpegImagePlugin.JpegImageFile(io.BytesIO(data)))
-    except Exception:
-        return 1
-
-
-def _orientation(image: Image.Image) -> object:
-    """The EXIF orientation, 1 to 8 in a sound file; 1 when the metadata cannot be read."""
-    try:
-        # The method of the base class: the one of PNG decodes the picture to look for metadata behind the pixels.
-        return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-    except Exception:
-        return 1
-
-
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    """A loaded picture of any mode -> uint8 [H, W, 3]."""
-    if image.mode.startswith("I") or image.mode == "F":
-        grey = _grey_to_8_bit(np.asarray(image), image.info.get("transparency"))
-        return np.repeat(grey[..., None], 3, axis=-1)
-    if image.has_transparency_data:
-        coloured = image.convert("RGBA")
-        image = Image.new("RGB", image.size, "white")
-        image.paste(coloured, mask=coloured)
-    return np.array(image.convert("RGB"))
-
-
-def _grey_to_8_bit(grey: np.ndarray, transparent: object) -> np.ndarray:
-    """Grey of 16 bits, 32 bits or floating point [H, W] -> uint8 [H, W].
-
-    Integers are taken as 16 bits, of which the upper 8 are kept, as Pillow does for 16-bit colour. Floating point
-    counts from 0 to 1, or from 0 to 255 where larger values occur. Raises ValueError for anything else.
-    """
-    if grey.size and not np.isfinite(grey).all():
-        raise ValueError("pixels that are not finite numbers")
-    low, high = grey.min(), grey.max()
-    if grey.dtype.kind == "f":
-        if low < 0 or high > 255:
-            raise ValueError(f"floating point pixels from {low:g} to {high:g}, expected 0 to 1 or 0 to 255")
-        return np.rint(grey * 255 if high <= 1 else grey).astype(np.uint8)
-    if low < 0 or high > 65535:
-        raise ValueError(f"grey values from {low} to {high}, expected 0 to 65535")
-    if isinstance(transparent, int):
-        grey = np.where(grey == transparent, 65535, grey)
-    return (grey >> 8).astype(np.uint8)
+    return Copy(upright(pixels, orientation), full, extent)
