@@ -7,13 +7,14 @@ import shutil
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 from vit.errors import VitError
-from vit.files import dump_json, json_line, whole_file, write_text
+from vit.files import dump_json, json_line, open_text, whole_file, write_text
 from vit.models.file import ModelFile, save_model
 
 needs_posix = pytest.mark.skipif(os.name != "posix", reason="needs resource limits and file modes")
@@ -181,3 +182,113 @@ def test_a_json_line_is_one_printable_line_and_reads_back(text: str) -> None:
     line = json_line({text: text})
     assert line.isprintable()
     assert json.loads(line.encode("utf-8")) == {text: text}
+
+
+def write_all_ways(path: Path, text: str) -> None:
+    """Write by each of the ways that files are written, the last one wins."""
+    write_text(path, text)
+    with open_text(path) as file:
+        file.write(text)
+    with whole_file(path) as temporary:
+        temporary.write_text(text)
+
+
+@needs_posix
+def test_a_symlink_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    for name in ("there", "new"):
+        (tmp_path / "target" / "there").write_text("old")
+        link = tmp_path / name
+        (tmp_path / "between").unlink(missing_ok=True)
+        (tmp_path / "between").symlink_to(Path("target", name))  # relative to the folder of the link
+        link.symlink_to("between")
+        write_all_ways(link, "text")
+        assert link.is_symlink()
+        assert (tmp_path / "target" / name).read_text() == "text"
+        assert not (tmp_path / "target" / name).is_symlink()
+    assert only(tmp_path / "target") == ["new", "there"]
+    assert only(tmp_path) == ["between", "new", "target", "there"]
+
+
+@needs_posix
+def test_links_in_a_circle_and_names_of_the_greatest_length(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(VitError, match=r"cannot write .*a: too many levels of symbolic links"):
+        write_text(tmp_path / "a", "text")
+    assert only(tmp_path) == ["a", "b"]
+    assert (tmp_path / "a").is_symlink()
+    long = tmp_path / ("\N{SNOWMAN}" * 85)  # 255 bytes
+    write_text(long, "text")
+    assert long.read_text() == "text"
+
+
+@needs_posix
+def test_a_fifo_is_written_into(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with ThreadPoolExecutor() as pool:
+        for _ in range(3):
+            read = pool.submit(fifo.read_text)
+            write_text(fifo, "text")
+            assert read.result() == "text"
+            read = pool.submit(fifo.read_text)
+            with whole_file(fifo) as temporary:
+                temporary.write_text("more")
+            assert read.result() == "more"
+    assert stat.S_ISFIFO(fifo.stat().st_mode)
+    assert only(tmp_path) == ["fifo"]
+
+
+@needs_posix
+def test_a_device_is_written_into_and_stays(tmp_path: Path) -> None:
+    device = tmp_path / "null"
+    try:
+        os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, 3))  # as the system's null device
+        device.write_bytes(b"")
+    except (OSError, AttributeError):
+        pytest.skip("no right to make a device")
+    (tmp_path / "link").symlink_to("null")
+    for path in (device, tmp_path / "link"):
+        write_all_ways(path, "text")
+    assert stat.S_ISCHR(device.stat().st_mode)
+    assert only(tmp_path) == ["link", "null"]
+
+
+@needs_posix
+def test_an_open_descriptor_is_appended_to(tmp_path: Path) -> None:
+    """As `vit ... --out /dev/stdout >> log`: the file of the shell stays, with what it held."""
+    log = tmp_path / "log"
+    log.write_text("before\n")
+    (tmp_path / "link").symlink_to("/dev/stdout")
+    code = """
+import sys
+from pathlib import Path
+from vit.files import open_text, whole_file, write_text
+for path in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", sys.argv[1]):
+    print("printed")
+    write_text(Path(path), "text\\n")
+    with whole_file(Path(path)) as temporary:
+        temporary.write_text("file\\n")
+    with open_text(Path(path)) as file:
+        file.write("stream\\n")
+print("after")
+"""
+    number = log.stat().st_ino
+    with log.open("a") as file:
+        subprocess.run([sys.executable, "-c", code, tmp_path / "link"], stdout=file, check=True, timeout=120)
+    assert log.read_text() == "before\n" + 4 * "printed\ntext\nfile\nstream\n" + "after\n"
+    assert log.stat().st_ino == number
+    assert only(tmp_path) == ["link", "log"]
+
+
+@needs_posix
+def test_a_closed_reader_is_no_failure_to_write(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    for write in (lambda path: write_text(path, "text"), lambda path: write_all_ways(path, "text")):
+        with pytest.raises(BrokenPipeError):
+            write(Path(f"/dev/fd/{writing}"))
+    os.close(writing)
+    with pytest.raises(VitError, match=rf"cannot write /dev/fd/{writing}: no such file"):
+        write_text(Path(f"/dev/fd/{writing}"), "text")

@@ -1,27 +1,46 @@
-"""Writing files so that what stands under the final name is always whole."""
+"""Write files atomically; write into devices, FIFOs and open descriptors."""
 
 import contextlib
 import csv
 import errno
+import io
 import json
 import os
 import re
+import shutil
+import stat
+import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from vit.errors import ModelFileError, VitError, display_path
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Gives a temporary path in the same folder; when the body ends well, it is synced and renamed to `path`.
+    """Yield a temporary path in the same folder; after the body it is synced and renamed to `path`.
 
     The same folder, since a rename is atomic only within one file system. After any failure the temporary file is
-    gone and whatever stood at `path` before still stands. A full or read-only disk is a VitError in words.
+    removed and `path` is what it was before. A symlink stays, and the file that it names is replaced. What `is_stream`
+    is never replaced: the finished file is copied into it. Raises VitError where `path` cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    if is_stream(path):
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder) / "file"
+            temporary.touch()
+            yield temporary
+            with _written_stream(path) as stream, temporary.open("rb") as written:
+                shutil.copyfileobj(written, stream)
+        return
+    link, temporary = path, Path()
     try:
+        path = Path(os.path.realpath(link))
+        for refused, code in ((os.path.isdir, errno.EISDIR), (os.path.islink, errno.ELOOP)):  # links in a circle
+            if refused(path):
+                raise OSError(code, os.strerror(code))
+        temporary = path.with_name(f".{path.name[:50]}.{os.getpid()}.part")  # no longer than a file name may be
         temporary.touch()
         mode = temporary.stat().st_mode
         yield temporary
@@ -31,21 +50,78 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise not_written(path, error) from error
+        raise not_written(link, error) from error
     except Exception as error:
         cause = _cause(error, temporary)
         if cause is None:
             raise
-        raise not_written(path, cause) from error
+        raise not_written(link, cause) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
+@contextlib.contextmanager
+def open_text(path: Path) -> Iterator[IO[str]]:
+    """Open a text file for writing as `whole_file` does, but write into a stream while the body runs.
+
+    UTF-8; undecodable bytes of file names are written as they were; line ends are those that are written.
+    """
+    coding: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+    if is_stream(path):
+        with _written_stream(path) as stream, io.TextIOWrapper(stream, **coding) as text:
+            yield text
+    else:
+        with whole_file(path) as temporary, temporary.open("w", **coding) as text:
+            yield text
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all. Bytes that were no UTF-8 in a file name are written back as they were."""
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+    """Write a text file completely or not at all, as `open_text` does."""
+    with open_text(path) as file:
+        file.write(text)
+
+
+def is_stream(path: Path) -> bool:
+    """Return whether `path` is written into and never replaced: a device, FIFO, socket or open descriptor."""
+    try:
+        kind = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)) or _descriptor(path) is not None
+
+
+def _descriptor(path: Path) -> int | None:
+    """Return which of this process's open files /dev/stdout, /dev/fd/N or a link to them names, None for other paths.
+
+    A regular file behind a descriptor is shared with whoever opened it, at its position: `>> log` appends.
+    """
+    named = os.path.abspath(path)
+    for _ in range(40):  # as many links as Linux follows
+        folder, name = os.path.realpath(os.path.dirname(named)), os.path.basename(named)
+        if name.isdecimal() and re.fullmatch(rf"/dev/fd|/proc/{os.getpid()}(/task/\d+)?/fd", folder):
+            return int(name)
+        if not os.path.islink(named):
+            return None
+        named = os.path.join(folder, os.readlink(named))
+    return None
+
+
+@contextlib.contextmanager
+def _written_stream(path: Path) -> Iterator[BinaryIO]:
+    """Open what `is_stream` for writing. Raises VitError, or BrokenPipeError where the reader has closed it."""
+    try:
+        descriptor = _descriptor(path)
+        for standard in (sys.stdout, sys.stderr):
+            if descriptor is not None and standard is not None:
+                standard.flush()  # what was printed before stays before
+        opened = os.open(path, os.O_WRONLY) if descriptor is None else os.dup(descriptor)
+        with os.fdopen(opened, "wb") as stream:
+            yield stream
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise not_written(path, error) from error
 
 
 def dump_json(value: Any, **style: Any) -> str:

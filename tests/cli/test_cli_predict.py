@@ -205,9 +205,12 @@ def test_out_that_cannot_be_written_is_refused(
     refused: Any, trained_run: Path, colour_folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("mine", encoding="utf-8")
-    for out, reason in ((tmp_path / "file" / "x", "not a directory"), (tmp_path, "is a directory")):
-        message = refused("predict", trained_run, colour_folder / "red" / "00.jpg", "--out", out, code=1)
-        assert message == f"vit: cannot write {out}: {reason}\n"
+    for out, reason in (
+        (tmp_path / "file" / "x", f"no such folder {tmp_path / 'file'}"),
+        (tmp_path, "is a folder; name a file"),
+    ):
+        message = refused("predict", trained_run, colour_folder / "red" / "00.jpg", "--out", out, code=2)
+        assert message == f"vit: --out {out}: {reason}\n"
     assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

@@ -1,19 +1,22 @@
 """What commands share: argparse whose complaints look like all others, and MODEL."""
 
 import argparse
+import contextlib
 import csv
 import difflib
 import json
 import math
+import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from vit.data.config import LARGEST_INT, LARGEST_SEED
 from vit.errors import ConfigError, display_path
+from vit.files import is_stream, open_text
 from vit.models.generation_config import GenerationConfig
 
 if TYPE_CHECKING:
@@ -162,12 +165,67 @@ def data_name(data: str) -> str:
     return path.name if path.is_dir() else path.stem
 
 
-def make_folder(folder: Path, flag: str) -> None:
-    """Make the folder that `flag` names, where it is not there. Raises ConfigError where it cannot be."""
+def make_folder(folder: Path, flag: str, inputs: Iterable[object] = ()) -> None:
+    """Create the folder that `flag` names and its parents.
+
+    Raises ConfigError where it cannot be created or written to, is no folder, or is one of the `inputs`.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{flag} {display_path(folder)}: {(error.strerror or str(error)).lower()}") from error
+        reason = "not a folder" if os.path.exists(folder) else (error.strerror or str(error)).lower()
+        raise ConfigError(f"{flag} {display_path(folder)}: {reason}") from error
+    if _among(folder, inputs) is not None:
+        raise ConfigError(f"{flag} {display_path(folder)}: holds the input data; choose another folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"{flag} {display_path(folder)}: permission denied")
+
+
+def check_out(out: str | None, flag: str = "--out", inputs: Iterable[object] = ()) -> None:
+    """Refuse, before any work, a file that cannot be written or is one of the command's `inputs`.
+
+    Raises ConfigError. Missing parent folders are refused, since they are often typing errors.
+    """
+    if out is None:
+        return
+    shown, target = f"{flag} {display_path(out) or repr(out)}", os.path.realpath(out)
+    folder = os.path.dirname(target)
+    if out == "" or os.path.isdir(out):
+        raise ConfigError(f"{shown}: {'is a folder' if out else 'is empty'}; name a file")
+    if is_stream(Path(out)):
+        folder = out
+    elif not os.path.isdir(folder):
+        raise ConfigError(f"{shown}: no such folder {display_path(folder)}")
+    elif os.path.islink(target):
+        raise ConfigError(f"{shown}: too many levels of symbolic links")
+    elif (read := _among(Path(out), inputs)) is not None:
+        raise ConfigError(f"{shown}: is the input {display_path(read)}; name another file")
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"{shown}: permission denied")
+
+
+def _among(path: Path, inputs: Iterable[object]) -> str | Path | None:
+    """Return the one of `inputs` that is the same existing file or folder as `path`."""
+    try:
+        there = os.stat(path)
+    except OSError:
+        return None
+    for other in inputs:
+        with contextlib.suppress(OSError, ValueError):
+            if isinstance(other, str | Path) and os.path.samestat(there, os.stat(other)):
+                return other
+    return None
+
+
+@contextlib.contextmanager
+def result_stream(out: str | None) -> Iterator[IO[str]]:
+    """Open the file that --out names, or standard output, for results in UTF-8."""
+    if out is not None:
+        with open_text(Path(out)) as stream:
+            yield stream
+        return
+    sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+    yield sys.stdout
 
 
 def mention_unknown(tokenizer: "Tokenizer", text: str) -> None:
@@ -186,6 +244,20 @@ def announce(model: "ModelFile") -> None:
 def split_told(split: str) -> str:
     """The split that was measured, in words."""
     return "which has no splits" if split == "all" else f"split {split}"
+
+
+def model_files(model: str) -> list[Path]:
+    """Return the files that a MODEL on this machine is made of, be it a file, a run or a model folder."""
+    names = (
+        "model.safetensors",
+        "config.json",
+        "config.yaml",
+        "classes.json",
+        "split.csv",
+        "data.json",
+        "tokenizer.json",
+    )
+    return [Path(model), *(Path(model) / name for name in names)]
 
 
 def run_of(model: Path) -> Path | None:

@@ -85,7 +85,7 @@ def main(argv: list[str]) -> int:
     classifier = classifier_of(model, options.model, weights=options.weights, device=options.device)
     request = _request(options, classifier)
     folder = Path(options.out)
-    make_folder(folder, "--out")
+    make_folder(folder, "--out", options.images)
     announce(model)
     if options.model_report:
         from vit.cli.attention_report import report

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -11,11 +10,14 @@ from vit.cli.arguments import (
     Parser,
     add_generation,
     announce,
+    check_out,
     generation_of,
     integer,
     make_folder,
     mention_unknown,
+    model_files,
     output_format,
+    result_stream,
 )
 from vit.errors import NonFiniteOutput, UnreadableImage, display_path
 from vit.files import json_line, whole_file, write_text
@@ -49,6 +51,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--weights", choices=("ema", "raw"), help="averaged or raw weights (default: averaged if any)")
     parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
     options = parser.parse_args(argv)
+    check_out(options.out)
     config = generation_of(options, beams=BEAMS)  # refused before anything is read
     output_format(options.out, None)
 
@@ -65,16 +68,11 @@ def main(argv: list[str]) -> int:
     mention_unknown(captioner.tokenizer, options.prompt)
     images = list(find_images(options.images))
     folder = None if options.attention is None else Path(options.attention)
+    check_out(options.out, inputs=[*model_files(options.model), *options.images, *images])
     if folder is not None:
-        make_folder(folder, "--attention")
+        make_folder(folder, "--attention", options.images)
     announce(model)
-    with ExitStack() as stack:
-        stream: IO[str] = sys.stdout
-        if options.out:
-            temporary = stack.enter_context(whole_file(Path(options.out)))
-            stream = stack.enter_context(temporary.open("w", encoding="utf-8", newline=""))
-        else:
-            sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    with result_stream(options.out) as stream:
         return _caption(captioner, images, config, options, stream, folder)
 
 

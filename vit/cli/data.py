@@ -4,7 +4,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-from vit.cli.arguments import Parser, integer
+from vit.cli.arguments import Parser, check_out, integer
 from vit.data.config import LARGEST_SEED
 from vit.files import dump_json
 
@@ -26,6 +26,7 @@ def main(argv: list[str]) -> int:
             return shard(arguments.data, config, arguments.out, arguments.format, arguments.megabytes)
         if arguments.command == "pack":
             return pack(arguments.data, config)
+        check_out(arguments.out, inputs=[arguments.data])
         return preview(arguments.data, config, Path(arguments.out), arguments.epoch)
     if settings:
         parser.error(f"unrecognized arguments: {' '.join(settings)}")
@@ -161,6 +162,8 @@ def _parser() -> Parser:
 def _check(data: str, as_json: bool, page: str | None, good: str | None) -> int:
     from vit.data.check import check, report_lines, write_good
 
+    check_out(page, "--html", [data])
+    check_out(good, "--list", [data])
     report = check(data, progress=_show_progress if sys.stderr.isatty() else None)
     if page is not None:
         from vit.data.check_page import check_page

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from vit.cli.arguments import check_out
 from vit.data.tables import text_lines
 from vit.errors import ConfigError, UnreadableImage, VitError, display_path
 from vit.tasks.config import Config
@@ -38,6 +39,7 @@ def preview(data: str, config: Config, out: Path, epoch: int) -> int:
     setup = _set_up(data, replace(config, data=replace(config.data, cache="none", workers=0)))
     from vit.data.module import ImageFolderData
 
+    check_out(str(out), inputs=(sample.path for part in setup.listing.splits.values() for sample in part))
     config, samples = setup.config, setup.listing.splits["train"]
     loaders = ImageFolderData(setup.listing, config.data, config.augment, setup.preprocessing, config.train.seed)
     loaders.load_state_dict({"epoch": epoch})

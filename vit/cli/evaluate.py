@@ -8,7 +8,6 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from vit.cli.arguments import (
 )
 from vit.data.config import MOST_WORKERS, DataConfig, Preprocessing
 from vit.errors import ConfigError, DataError, display_path
-from vit.files import dump_json, whole_file, write_text
+from vit.files import dump_json, open_text, whole_file, write_text
 from vit.tasks.config import Config, TrainConfig
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ def _evaluate_pictures(
         raise ConfigError(f"{display_path(options.model)}: no classes to evaluate; {remedy}")
     network = build_network(file, options.weights, source=options.model)
     listing = list_evaluation(options.data, file.classes, split=options.split)
-    make_folder(folder, "--out")  # now, not after an hour
+    make_folder(folder, "--out", [options.data])  # now, not after an hour
     devices = devices_for(options.accelerator, options.devices)
     if devices > 1:
         return launch(devices, words)
@@ -173,9 +172,11 @@ def _report(
     _write_predictions(folder / "predictions.csv", gathered, samples, classes)
     matrix = confusion_matrix(p, len(classes))
     _write_matrix(folder / "confusion.csv", matrix, classes)
-    confusion_plot(matrix, classes, folder / "confusion.png")
+    with whole_file(folder / "confusion.png") as temporary:
+        confusion_plot(matrix, classes, temporary)
     table = reliability(p.probabilities[:, 0], p.top[:, 0] == p.labels)
-    reliability_plot(table, folder / "reliability.png")
+    with whole_file(folder / "reliability.png") as temporary:
+        reliability_plot(table, temporary)
     mistakes = _draw_mistakes(folder / "mistakes.png", gathered, samples, classes, preprocessing)
     _print_summary(folder, facts, metrics, unreadable, listing, mistakes)
 
@@ -185,7 +186,8 @@ def _write_predictions(path: Path, gathered: "Gathered", samples: "list[Sample]"
     p = gathered.predictions
     kept = p.top.shape[1]
     names = [f"{what}{i}" for i in range(1, kept + 1) for what in ("class", "probability")]
-    with _table(path) as table:
+    with open_text(path) as file:
+        table = csv.writer(file)
         table.writerow(["path", "label", "correct", "loss", "error", *names])
         for row, index in enumerate(gathered.indices):
             likeliest = zip(p.top[row], p.probabilities[row], strict=True)
@@ -199,19 +201,10 @@ def _write_predictions(path: Path, gathered: "Gathered", samples: "list[Sample]"
 
 def _write_matrix(path: Path, matrix: Any, classes: list[str]) -> None:
     """Rows: true class; columns: answered class."""
-    with _table(path) as table:
+    with open_text(path) as file:
+        table = csv.writer(file)
         table.writerow(["true class", *classes])
         table.writerows([name, *row] for name, row in zip(classes, matrix.tolist(), strict=True))
-
-
-@contextlib.contextmanager
-def _table(path: Path) -> Iterator[Any]:
-    """A CSV writer whose file appears whole."""
-    with (
-        whole_file(path) as temporary,
-        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as f,
-    ):
-        yield csv.writer(f)
 
 
 def _draw_mistakes(
@@ -234,7 +227,8 @@ def _draw_mistakes(
         caption = f"answer {classes[p.top[row, 0]]} ({p.probabilities[row, 0]:.0%})\ntrue {classes[sample.label]}"
         pictures.append((transform.read(picture_source(sample.path)), caption))
     if pictures:
-        gallery(pictures, path)
+        with whole_file(path) as temporary:
+            gallery(pictures, temporary)
     else:
         path.unlink(missing_ok=True)  # of an earlier report
     return len(wrong)

@@ -47,7 +47,7 @@ def evaluate_words(
     reader = words_of(model, source, weights=weights, device=device)
     if java:
         check_java("METEOR")
-    make_folder(folder, "--out")  # now, not after an hour
+    make_folder(folder, "--out", [data])  # now, not after an hour
     facts: Facts = {"model": source, "data": data, "weights": weights or ("raw" if model.ema is None else "ema")}
     if isinstance(reader, Captioner):
         rules = GenerationConfig(beams=beams, no_repeat_ngram=no_repeat_ngram, max_length=reader.room(""))

@@ -8,12 +8,21 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import chain, islice
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
-from vit.cli.arguments import MODEL_HELP, Parser, announce, integer, mention_unknown, output_format
+from vit.cli.arguments import (
+    MODEL_HELP,
+    Parser,
+    announce,
+    check_out,
+    integer,
+    mention_unknown,
+    model_files,
+    output_format,
+    result_stream,
+)
 from vit.errors import ConfigError, DataError, UnreadableImage, display_path
-from vit.files import csv_writer, json_line, whole_file
+from vit.files import csv_writer, json_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +55,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--weights", choices=("ema", "raw"), help="averaged or raw weights (default: averaged if any)")
     parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
     options = parser.parse_args(argv)
+    check_out(options.out)
     form = output_format(options.out, options.format, FORMATS)
     if options.csv_raw and form != "csv":
         raise ConfigError("--csv-raw: has no effect without --format csv")
@@ -75,14 +85,11 @@ def main(argv: list[str]) -> int:
     classifier.require_classes()
     announce(model)
     parts = _parts(options.paths)
+    listed = chain.from_iterable(part for part in parts if isinstance(part, list))
+    check_out(options.out, inputs=chain(model_files(options.model), options.paths, listed))
     failed = 0
     with ExitStack() as stack:
-        stream: IO[str] = sys.stdout
-        if options.out:
-            temporary = stack.enter_context(whole_file(Path(options.out)))
-            stream = stack.enter_context(temporary.open("w", encoding="utf-8", errors="surrogateescape", newline=""))
-        else:
-            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+        stream = stack.enter_context(result_stream(options.out))
         write = _writer(form, stream, min(options.top, len(classifier.classes)), raw=options.csv_raw)
         bar = stack.enter_context(_progress(parts, to_file=bool(options.out)))
         paths = chain.from_iterable(parts)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit.cli.arguments import Parser, integer, run_of, seen_in_training
+from vit.cli.arguments import Parser, check_out, integer, model_files, run_of, seen_in_training
 from vit.data.config import MOST_WORKERS, DataConfig, Preprocessing
 from vit.errors import ConfigError, display_path
 from vit.tasks.config import Config, TrainConfig
@@ -43,6 +43,7 @@ def main(argv: list[str]) -> int:
         parser.error("there must be at least two models")
     if not options.out.endswith(".safetensors"):
         parser.error("--out must end in .safetensors")
+    check_out(options.out, inputs=[file for model in options.models for file in model_files(model)])
     config = Config(
         data=DataConfig(batch_size=options.batch_size, workers=options.workers),
         train=TrainConfig(accelerator=options.accelerator),

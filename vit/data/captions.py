@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from vit.data.annotated import (
     UNFIT,
@@ -28,6 +29,7 @@ from vit.data.layouts import SPLITS, UNSPLIT, is_shards, split_in, split_of_tar
 from vit.data.tars import members, tars_in
 from vit.data.walk import LeftOut, entries, is_picture, unfit, walk
 from vit.errors import DataError, display_path
+from vit.files import open_text
 
 DUPLICATE = "duplicate captions"
 BARE = "pictures without captions"
@@ -101,7 +103,7 @@ def write_captions(listing: CaptionListing, path: str | os.PathLike[str]) -> Non
 
     Paths are absolute: to read it back, `list_captions` needs `images`. Names are written as `write_split` does.
     """
-    with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
+    with open_text(Path(path)) as stream:
         writer = csv.writer(stream)
         writer.writerow(["split", "image_id", "image", "caption"])
         for split, pictures in listing.splits.items():

@@ -20,7 +20,7 @@ from vit.data.folders import training_problems
 from vit.data.layouts import UNSPLIT, Found, find_pictures, is_shards
 from vit.data.walk import LeftOut
 from vit.errors import DataError, UnreadableImage, display_path
-from vit.files import whole_file
+from vit.files import open_text
 
 _WAITING = 8  # pictures a thread
 _ALIKE = 1_000_000  # pairs gone through; a thousand copies of one picture make half as many
@@ -222,10 +222,7 @@ def _listed(names: Sequence[str]) -> str:
 def write_good(report: Report, path: Path) -> None:
     """Write the pictures that can be used as a list that `vit train` takes: split, where there are any, class, path."""
     split = any(split != UNSPLIT for split, _, _ in report.good)
-    with (
-        whole_file(path) as temporary,
-        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream,
-    ):
+    with open_text(path) as stream:
         writer = csv.writer(stream)
         writer.writerow(["split", "class", "path"] if split else ["class", "path"])
         writer.writerows(row if split else row[1:] for row in sorted(report.good))

@@ -12,12 +12,14 @@ import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from vit.data.layouts import SPLIT_NAMES, UNSPLIT, Found, few, find_pictures, is_shards
 from vit.data.tables import fault, label_of, read_rows, text_of
 from vit.data.walk import LeftOut, entries, is_picture, walk
 from vit.errors import DataError, UnreadableImage, display_path
+from vit.files import open_text
 from vit.names import class_name
 
 __all__ = [
@@ -144,7 +146,7 @@ def write_split(listing: Listing, path: str | os.PathLike[str]) -> None:
 
     The file is UTF-8; bytes of file names that are no UTF-8 are written as they are ("surrogateescape").
     """
-    with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
+    with open_text(Path(path)) as stream:
         writer = csv.writer(stream)
         writer.writerow(["split", "class", "path"])
         for split, samples in listing.splits.items():

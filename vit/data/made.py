@@ -21,7 +21,7 @@ def write_set(out: str | os.PathLike[str], files: Files) -> bool:
     Returns False, and touches nothing, where they are all there already, pixel for pixel, and nothing else is.
     Raises `DataError` when `out` holds anything else.
     """
-    target = Path(os.path.abspath(os.fspath(out)))
+    target = Path(os.path.realpath(os.fspath(out)))  # a symlink stays
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
         if _holds(target, files):
             return False

@@ -32,7 +32,7 @@ from vit.data.folders import SHARDS, Listing, Sample, write_split
 from vit.data.module import EpochData, ImageFolderData
 from vit.data.shards import ShardListing
 from vit.errors import ConfigError, OutOfMemory, UnreadableImage, is_out_of_memory
-from vit.files import dump_json, write_text
+from vit.files import dump_json, open_text, write_text
 from vit.models.architecture import ModelConfig, VisionArchitecture, pick
 from vit.models.build import architecture_from, image_encoder, start_from
 from vit.models.file import ModelFile, load_checkpoint, read_model, save_model
@@ -315,7 +315,7 @@ def train_on(task: Task, data: EpochData, trainer: L.Trainer, run: Path, *, resu
 
 def _write_unreadable(path: Path, paths: Mapping[str, Sequence[str]], reasons: dict[tuple[str, int], str]) -> None:
     """split,path,reason of every picture that was left out because it could not be decoded."""
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with open_text(path) as file:
         table = csv.writer(file)
         table.writerow(["split", "path", "reason"])
         for (split, index), reason in reasons.items():

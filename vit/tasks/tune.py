@@ -16,6 +16,7 @@ from vit.data.folders import Sample
 from vit.errors import ConfigError
 from vit.evaluate.knn import knn_logits
 from vit.evaluate.probe import Probe, best_probe, fit_probes
+from vit.files import open_text
 from vit.models.file import classifier_file, save_model
 from vit.models.vision import VisionTransformer
 from vit.nn import add_lora
@@ -107,7 +108,7 @@ def run_probe(network: VisionTransformer, setup: "Setup", run: Path) -> None:
     """Fit a linear head, and leave RUN/model.safetensors and RUN/probe.csv, a row a learning rate."""
     started = time.perf_counter()
     probes = fit_head(network, setup)
-    with (run / "probe.csv").open("w", newline="", encoding="utf-8") as file:
+    with open_text(run / "probe.csv") as file:
         table = csv.writer(file)
         table.writerow(["rate", "val/accuracy", "val/loss"])
         for probe in probes:
@@ -135,7 +136,7 @@ def run_knn(network: VisionTransformer, setup: "Setup", run: Path) -> None:
     splits, classes = setup.listing.splits, len(setup.listing.classes)
     features, labels = features_of(network, splits["train"], setup)
     held_out = {name: features_of(network, splits[name], setup) for name in ("val", "test") if splits.get(name)}
-    with (run / "knn.csv").open("w", newline="", encoding="utf-8") as file:
+    with open_text(run / "knn.csv") as file:
         table = csv.writer(file)
         table.writerow(["neighbours", *(f"{name}/accuracy" for name in held_out)])
         for neighbours in setup.config.tune.neighbours:
