@@ -35,7 +35,7 @@ class UnreadableImage(DataError):
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"{display_path(path)}: {reason}")
         self.path = path
-        self.reason = reason
+        self.reason = printable(reason)
 
     def __reduce__(self) -> tuple[type["UnreadableImage"], tuple[str, str]]:
         return UnreadableImage, (self.path, self.reason)  # it crosses from worker processes to the main one
@@ -64,6 +64,39 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def display_path(path: object) -> str:
-    """`path` as one printable line: control characters and bytes that are no UTF-8 appear as escapes."""
-    text = str(path).encode("utf-8", "backslashreplace").decode("utf-8")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    """Return `path` as one printable line: control characters and bytes that are not UTF-8 appear as escapes."""
+    return escape_controls(_shortened(str(path), _PATH_LIMIT))
+
+
+def printable(message: object) -> str:
+    """Return a message that is safe to print to a terminal, whatever names and values it quotes.
+
+    Everything but line breaks is escaped as in `display_path`; long lines and long messages are cut, with their length.
+    Every message of the command line and of a run's log passes through here.
+    """
+    text = str(message)
+    lines = _shortened(text, _LINES * _LINE_LIMIT).split("\n")
+    shown = [escape_controls(_shortened(line, _LINE_LIMIT)) for line in lines[:_LINES]]
+    if len(lines) > _LINES:
+        shown.append(f"... ({len(lines) - _LINES} more lines)")
+    return "\n".join(shown)
+
+
+_PATH_LIMIT = 4200  # characters; Linux takes paths of up to 4095 bytes
+_LINE_LIMIT = 2000
+_LINES = 100
+
+
+def _shortened(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
+
+
+def escape_controls(text: str, keep: str = "") -> str:
+    """Return `text` with escapes for what is not printable: control and format characters, bytes that are not UTF-8.
+
+    `keep` lists control characters that stay.
+    """
+    if text.isprintable():
+        return text
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -39,9 +39,8 @@ def make(*, ema: bool = False, seed: int = 0) -> ModelFile:
 
 def small() -> ModelFile:
     """A file of few bytes, for the tests that damage each of them."""
-    return ModelFile(
-        "classifier", {"dim": 4}, ["a", "b"], {"size": [8, 8]}, raw={"w": torch.arange(5.0), "b": torch.ones(2)}
-    )
+    shape = {"image_size": [8, 8], "patch_size": [8, 8], "dim": 4, "depth": 1, "heads": 1, "hidden": 4, "classes": 2}
+    return ModelFile("classifier", shape, ["a", "b"], {"size": [8, 8]}, raw={"w": torch.arange(5.0), "b": torch.ones(2)})
 
 
 def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -219,11 +218,11 @@ def misfits() -> dict[str, tuple[ModelFile, str]]:
     wrong_shape.architecture = asdict(replace(TINY, hidden=64))
     unknown.architecture["wings"] = 2
     return {
-        "kind": (other_kind, "not a classifier of pictures but a captioner"),
-        "names": (fewer_names, "2 class names for 3 outputs"),
+        "kind": (other_kind, "architecture.decoder: missing"),
+        "names": (fewer_names, "classes: 2 class names for 3 outputs"),
         "missing": (missing, "weights and architecture do not fit"),
         "shape": (wrong_shape, "weights and architecture do not fit"),
-        "unknown": (unknown, "weights and architecture do not fit"),
+        "unknown": (unknown, "architecture.wings: unknown field"),
     }
 
 

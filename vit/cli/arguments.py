@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from vit.data.config import LARGEST_INT, LARGEST_SEED
-from vit.errors import ConfigError, display_path
+from vit.errors import ConfigError, display_path, printable
 from vit.files import is_stream, open_text
 from vit.models.generation_config import GenerationConfig
 
@@ -69,7 +69,7 @@ class Parser(argparse.ArgumentParser):
         if not what and words.startswith("--"):
             near = difflib.get_close_matches(words.split()[0].partition("=")[0], self._option_string_actions, n=1)
             message += f"; did you mean {near[0]}?" if near else ""
-        self.exit(2, f"vit: {message}; see {self.prog} --help\n")
+        self.exit(2, f"vit: {printable(message)}; see {self.prog} --help\n")
 
 
 def integer(low: int, high: int = LARGEST_INT) -> Callable[[str], int]:

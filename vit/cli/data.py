@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     if arguments.command == "check":
         return _check(arguments.data, arguments.json, arguments.html, arguments.list)
     if arguments.set == "scenes":
-        return _make_scenes(arguments.out, arguments.count, arguments.seed, arguments.size)
+        return _make_scenes(arguments.out, arguments.count, arguments.seed, arguments.size, arguments.simple)
     if arguments.set == "dates":
         return _make_dates(arguments.out, arguments.count, arguments.seed)
     return _make_digits(arguments.out)
@@ -156,6 +156,9 @@ def _parser() -> Parser:
         default=64,
         help="height and width of the pictures (default: %(default)s)",
     )
+    scenes.add_argument(
+        "--simple", action="store_true", help="one or two objects and one canonical caption per scene: learned in minutes"
+    )
     return parser
 
 
@@ -196,11 +199,12 @@ def _make_digits(out: str) -> int:
     return 0
 
 
-def _make_scenes(out: str, count: int, seed: int, size: int) -> int:
+def _make_scenes(out: str, count: int, seed: int, size: int, simple: bool) -> int:
     from vit.data.scenes import make_scenes
     from vit.errors import display_path
 
-    if make_scenes(out, count=count, seed=seed, side=size, progress=_show_progress if sys.stderr.isatty() else None):
+    progress = _show_progress if sys.stderr.isatty() else None
+    if make_scenes(out, count=count, seed=seed, side=size, simple=simple, progress=progress):
         print(f"wrote {count} scenes for training, and a tenth as many for val and for test, to {display_path(out)}")
     else:
         print(f"{display_path(out)} has all these scenes already; nothing was changed")

@@ -3,9 +3,10 @@
 import io
 import sys
 from collections.abc import Iterator
+from functools import partial
 
 from vit.cli.arguments import MODEL_HELP, Parser, add_generation, announce, generation_of, mention_unknown
-from vit.errors import ConfigError
+from vit.errors import ConfigError, escape_controls
 
 
 def main(argv: list[str]) -> int:
@@ -33,6 +34,8 @@ def main(argv: list[str]) -> int:
     windowed = goes_on and (options.beams or 1) == 1
     if windowed and options.temperature != 0:
         options.sample = True  # greedy decoding soon repeats itself
+    # A vocabulary may hold terminal escapes; a pipe gets the text as it is.
+    shown = partial(escape_controls, keep="\n\t") if sys.stdout.isatty() else str
     for prompt in _prompts(options.prompt):
         most = FOLLOWING if windowed else writer.room(prompt)
         config = generation_of(options, max_length=min(most, FOLLOWING) if goes_on else most, window=windowed)
@@ -40,13 +43,13 @@ def main(argv: list[str]) -> int:
         begun = prompt if goes_on else ""
         if config.beams == 1 and config.n_best == 1:
             for piece in writer.stream(prompt, config=config, seed=options.seed):
-                print(begun, piece, sep="", end="", flush=True)
+                print(shown(begun + piece), end="", flush=True)
                 begun = ""
-            print(begun, flush=True)
+            print(shown(begun), flush=True)
             continue
         (best,) = writer.generate(prompt, config=config, seed=options.seed)
         for text in (best, *best.alternatives):
-            print(begun + text.text, flush=True)
+            print(shown(begun + text.text), flush=True)
     return 0
 
 

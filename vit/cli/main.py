@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 
-from vit.errors import ConfigError, VitError, display_path, is_out_of_memory
+from vit.errors import ConfigError, VitError, display_path, is_out_of_memory, printable
 from vit.signals import Stop
 
 COMMANDS = (
@@ -114,7 +114,7 @@ def _command(name: str) -> Callable[[list[str]], int]:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"vit: {message}", file=sys.stderr)
+    print(f"vit: {printable(message)}", file=sys.stderr)
     return code
 
 
@@ -148,8 +148,15 @@ def _log_to_stdout() -> None:
     log = logging.getLogger("vit")
     if not any(isinstance(handler, _Print) for handler in log.handlers):
         log.addHandler(_Print())
+        log.addFilter(_make_printable)
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+def _make_printable(record: logging.LogRecord) -> bool:
+    """Escape what a message quotes, for the terminal and for log.txt alike."""
+    record.msg, record.args = printable(record.getMessage()), None
+    return True
 
 
 class _Print(logging.Handler):

@@ -20,6 +20,8 @@ LARGEST_SEED = 2**32 - 1
 
 MOST_WORKERS = 1024
 """largest number of worker processes; a larger one is a typing error that would exhaust the machine"""
+_MOST_PIXELS = 2**26
+"""largest input of a model: 0.8 GB as floating-point numbers"""
 
 
 def require(holds: bool, key: str, value: object, rule: str) -> None:
@@ -60,6 +62,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         require(min(self.size) >= 1, "size", self.size, "must be positive")
+        require(self.size[0] * self.size[1] <= _MOST_PIXELS, "size", self.size, f"at most {_MOST_PIXELS:,} pixels")
         require(0 < self.crop_fraction <= 1, "crop_fraction", self.crop_fraction, "must be in (0, 1]")
         require_colours("", self.mean, self.std)
 

@@ -167,9 +167,13 @@ def make_scenes(
     count: int = 3000,
     seed: int = 0,
     side: int = 64,
+    simple: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> bool:
     """Write `count` training scenes to OUT, and a tenth as many each for val and test.
+
+    `simple` scenes hold one or two objects and have a single caption in canonical form: "A", "A left of B" or
+    "A above B".
 
     OUT/images/SPLIT-NNNNNN.png, metadata.jsonl (captions), questions.csv, scenes.jsonl (the truth) and README.txt.
     Returns False, and touches nothing, where the set is already there. The files appear all at once or not at all.
@@ -179,13 +183,13 @@ def make_scenes(
     for key, value, low, high in (("count", count, 1, 1_000_000), ("seed", seed, 0, 2**63), ("size", side, 48, 1024)):
         if not low <= value <= high:
             raise ConfigError(f"{key}: {value}, but it must be from {low} to {high}")
-    return write_set(out, _files(count, seed, side, progress))
+    return write_set(out, _files(count, seed, side, simple, progress))
 
 
-def make_example(seed: int, split: str, index: int, side: int = 64) -> Example:
+def make_example(seed: int, split: str, index: int, side: int = 64, *, simple: bool = False) -> Example:
     """The scene with that number. Its objects and questions are the same at any `side`."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    names = _names(rng, split)
+    names = _names(rng, split, most=2 if simple else len(_COUNTS))
     outlines = _outlines(rng, names)
     # A dark ground: on a grey one a shape is brighter in some channels and darker in others, by its colour, and is
     # learnt colour by colour.
@@ -194,7 +198,8 @@ def make_example(seed: int, split: str, index: int, side: int = 64) -> Example:
     pixels, boxes = _draw(shade + rng.normal(0, noise, (side, side)), names, outlines)
     scene = Scene(side, tuple(Thing(*name, box) for name, box in zip(names, boxes, strict=True)))
     file_name = f"images/{split}-{index:06}.png"
-    return Example(file_name, split, scene, pixels, _captions(words, scene), _questions(puzzles, scene, split))
+    captions = [_canonical_caption(scene)] if simple else _captions(words, scene)
+    return Example(file_name, split, scene, pixels, captions, _questions(puzzles, scene, split))
 
 
 def read_scenes(folder: str | os.PathLike[str]) -> dict[str, Scene]:
@@ -270,7 +275,7 @@ def ceilings(rows: Sequence[Mapping[str, str]]) -> dict[str, float]:
 
 
 def _files(
-    count: int, seed: int, side: int, progress: Callable[[int, int], None] | None
+    count: int, seed: int, side: int, simple: bool, progress: Callable[[int, int], None] | None
 ) -> Iterator[tuple[str, np.ndarray | bytes]]:
     held_out = max(1, round(count / 10))
     numbers = [
@@ -280,7 +285,7 @@ def _files(
     table = csv.writer(questions, lineterminator="\n")
     table.writerow(["file_name", "text", "label", "split"])
     for done, (split, index) in enumerate(numbers, start=1):
-        made = make_example(seed, split, index, side)
+        made = make_example(seed, split, index, side, simple=simple)
         row = {"file_name": made.file_name, "split": split}
         captions.write(dump_json({**row, "captions": made.captions}) + "\n")
         truth.write(dump_json({**row, **asdict(made.scene)}) + "\n")
@@ -291,23 +296,23 @@ def _files(
     yield "metadata.jsonl", captions.getvalue().encode()
     yield "questions.csv", questions.getvalue().encode()
     yield "scenes.jsonl", truth.getvalue().encode()
-    yield "README.txt", _readme(count, held_out, seed, side).encode()
+    yield "README.txt", _readme(count, held_out, seed, side, simple).encode()
 
 
-def _readme(count: int, held_out: int, seed: int, side: int) -> str:
+def _readme(count: int, held_out: int, seed: int, side: int, simple: bool) -> str:
     names = ", ".join(" ".join(name) for name in HELD_OUT)
     return (
-        f"Generated scenes of coloured shapes, {count} train, {held_out} val and {held_out} test pictures of {side} x "
-        f"{side} pixels, made by `vit data make scenes` with seed {seed}.\n"
+        f"Generated {'simple ' if simple else ''}scenes of coloured shapes, {count} train, {held_out} val and {held_out} test pictures of {side} x "
+        f"{side} pixels, made by `vit data make scenes{' --simple' if simple else ''}` with seed {seed}.\n"
         "metadata.jsonl holds the captions, questions.csv questions with answers, scenes.jsonl the truth: size, "
         "colour, shape and box [top, left, bottom, right] in pixels of every object.\n"
         f"Every test scene shows a combination that train and val never show: {names}.\n"
     )
 
 
-def _names(rng: np.random.Generator, split: str) -> list[Name]:
-    """Size, colour and shape of one to three objects, no colour with the same shape twice."""
-    count = int(rng.integers(1, len(_COUNTS) + 1))
+def _names(rng: np.random.Generator, split: str, most: int) -> list[Name]:
+    """Size, colour and shape of one to `most` objects, no colour with the same shape twice."""
+    count = int(rng.integers(1, most + 1))
     first = [HELD_OUT[rng.integers(len(HELD_OUT))]] if split == "test" else []
     pairs = [pair for pair in product(COLOURS, SHAPES) if pair not in {name[1:] for name in first}]
     names = list(first)
@@ -370,12 +375,27 @@ def _captions(rng: np.random.Generator, scene: Scene) -> list[str]:
     return [_caption(rng, templates[i], scene) for i in rng.choice(len(templates), CAPTIONS, replace=False)]
 
 
+def _canonical_caption(scene: Scene) -> str:
+    """The caption "A", "A left of B" or, where neither is left of the other, "A above B"."""
+    if len(scene.objects) == 1:
+        return _phrase(scene.objects[0])
+    pairs = [scene.objects, scene.objects[::-1]]
+    one, relation, other = next(
+        (one, relation, other) for relation in ("left of", "above") for one, other in pairs if scene.holds(one, relation, other)
+    )
+    return f"{_phrase(one)} {relation} {_phrase(other)}"
+
+
+def _phrase(thing: Thing) -> str:
+    return f"a {' '.join(thing.name)}"
+
+
 def _caption(rng: np.random.Generator, template: str, scene: Scene) -> str:
     things = dict(zip("ABC", (scene.objects[i] for i in rng.permutation(len(scene.objects))), strict=False))
 
     def said(key: str) -> str:
         if len(key) == 1:
-            return f"a {' '.join(things[key].name)}"
+            return _phrase(things[key])
         one, other = things[key[0]], things[key[1]]
         relation = max(
             RELATIONS, key=lambda relation: _distance(one, relation, other)

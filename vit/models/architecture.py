@@ -39,6 +39,24 @@ SIZES: dict[str, Size] = {
 }
 
 
+LIMITS = {
+    **{"dim": 65_536, "depth": 1_000, "heads": 4_096, "hidden": 1_000_000, "channels": 1_024, "registers": 65_536},
+    **{"classes": 10_000_000, "image_size": 16_384, "patch_size": 4_096, "pool_heads": 4_096, "pool_hidden": 1_000_000},
+    **{"vocabulary": 10_000_000, "length": 10_000_000, "projection": 65_536, "context_dim": 65_536},
+}
+"""largest plausible value of each size: far above any published model, and refused before memory is allocated"""
+
+MOST_POSITIONS = 2**27
+"""largest number of values in a table of positions: tokens x dim"""
+
+
+def require_within(part: str, name: str, value: int, low: int) -> None:
+    """Raise ConfigError for a size that is below `low` or above its entry in `LIMITS`."""
+    if not low <= value <= LIMITS[name]:
+        rule = f"at least {low}" if value < low else f"at most {LIMITS[name]:,}"
+        raise ConfigError(f"{part}.{name}: must be {rule}, got {value}")
+
+
 @dataclass(frozen=True)
 class Rope:
     """Rotary positions: where a patch stands, and how its angles follow from it (`vit.nn.rotary`)."""
@@ -119,14 +137,20 @@ class VisionArchitecture:
 
     def __post_init__(self) -> None:
         for name in ("dim", "depth", "heads", "hidden", "channels"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+            require_within("model", name, getattr(self, name), 1)
         for name in ("classes", "registers"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
-        _require(min(self.image_size) >= 1, "image_size", self.image_size, "must be positive")
-        _require(min(self.patch_size) >= 1, "patch_size", self.patch_size, "must be positive")
+            require_within("model", name, getattr(self, name), 0)
+        for name in ("pool_heads", "pool_hidden"):
+            require_within("model", name, getattr(self, name) or 1, 1)
+        for name in ("image_size", "patch_size"):
+            for side in getattr(self, name):
+                require_within("model", name, side, 1)
         for side, patch in zip(self.image_size, self.patch_size, strict=True):
             rule = f"must be a multiple of the patch size {self.patch_size[0]} x {self.patch_size[1]}"
             _require(side % patch == 0, "image_size", self.image_size, rule)
+        table = (self.grid[0] * self.grid[1] + self.prefix) * self.dim
+        rule = f"must make at most {MOST_POSITIONS:,} values of positions with dim {self.dim}; enlarge patch_size"
+        _require(table <= MOST_POSITIONS, "image_size", self.image_size, rule)
         _require(self.dim % self.heads == 0, "heads", self.heads, f"must divide dim {self.dim}")
         for name in ("dropout", "attention_dropout", "drop_path", "patch_dropout"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")

@@ -7,12 +7,13 @@ from typing import Any, TypeAlias
 import torch
 
 from vit.errors import ConfigError, ModelFileError, display_path
-from vit.models.architecture import Rope, VisionArchitecture
+from vit.models.architecture import VisionArchitecture
 from vit.models.encoder_decoder import EncoderDecoder
 from vit.models.file import ModelFile, State, Weights, first_line
 from vit.models.fusion import FusedClassifier
+from vit.models.header import architecture_of, read_fields
 from vit.models.text import LanguageModel, TextEncoder
-from vit.models.text_architecture import EncoderDecoderArchitecture, FusionArchitecture, TextArchitecture
+from vit.models.text_architecture import EncoderDecoderArchitecture, TextArchitecture
 from vit.models.vision import VisionTransformer, resampled
 
 Network: TypeAlias = VisionTransformer | LanguageModel | TextEncoder | EncoderDecoder | FusedClassifier
@@ -77,51 +78,48 @@ def image_encoder(model: ModelFile, source: object = "model") -> ModelFile:
 
 def build_model(model: ModelFile, weights: Weights | None = None, *, source: object = "model") -> Network:
     """The network of a file of any kind, with its weights, in evaluation mode. Raises ModelFileError on a misfit."""
+    state = model.weights(weights)
     try:
         with torch.device("meta"):  # no time is spent on drawing weights to be replaced
             network = _network(model.kind, model.architecture)
-        network.load_state_dict(model.weights(weights), assign=True)
-    except ConfigError:
-        raise
-    except (RuntimeError, TypeError, ValueError, KeyError) as error:
+        require_same_weights(state, network.state_dict())
+        kinds = sorted({str(tensor.dtype) for tensor in state.values()})
+        if len(kinds) > 1 or not all(tensor.is_floating_point() for tensor in state.values()):
+            raise ConfigError(f"weights must have one floating-point type, got {', '.join(kinds)}")
+        network.load_state_dict(state, assign=True)
+    except (ConfigError, RuntimeError, TypeError, ValueError, KeyError) as error:
         reason = first_line(error)
         raise ModelFileError(f"{display_path(source)}: weights and architecture do not fit: {reason}") from error
     return network.eval()
 
 
 def _network(kind: str, fields: Mapping[str, Any]) -> Network:
-    if kind == "classifier":
-        return VisionTransformer(architecture_from(fields))
-    if kind == "language":
-        return LanguageModel(text_architecture_from(fields))
-    if kind == "text-encoder":
-        return TextEncoder(text_architecture_from(fields))
-    if kind in ("captioner", "translator"):
-        read = architecture_from if kind == "captioner" else text_architecture_from
-        encoder: VisionArchitecture | TextArchitecture = read(fields["encoder"])
-        return EncoderDecoder(EncoderDecoderArchitecture(encoder, text_architecture_from(fields["decoder"])))
-    if kind == "fused":
-        image, text = architecture_from(fields["image"]), text_architecture_from(fields["text"])
-        others = {name: value for name, value in fields.items() if name not in ("image", "text")}
-        return FusedClassifier(FusionArchitecture(image, text, **others))
-    raise ValueError(f"no model of kind {kind!r}")
+    architecture = architecture_of(kind, fields)
+    if isinstance(architecture, VisionArchitecture):
+        return VisionTransformer(architecture)
+    if isinstance(architecture, TextArchitecture):
+        return (LanguageModel if kind == "language" else TextEncoder)(architecture)
+    if isinstance(architecture, EncoderDecoderArchitecture):
+        return EncoderDecoder(architecture)
+    return FusedClassifier(architecture)
 
 
 def architecture_from(fields: Mapping[str, Any]) -> VisionArchitecture:
-    """An architecture of pictures from JSON, where tuples have become lists."""
-    values = _with_tuples(fields)
-    if values.get("rope") is not None:
-        values["rope"] = Rope(**_with_tuples(values["rope"]))
-    return VisionArchitecture(**values)
+    """Return an image architecture from JSON. Raises ConfigError naming the first wrong field."""
+    return read_fields(VisionArchitecture, fields, "architecture")
 
 
 def text_architecture_from(fields: Mapping[str, Any]) -> TextArchitecture:
-    """An architecture of words from JSON."""
-    return TextArchitecture(**fields)
+    """Return a text architecture from JSON. Raises ConfigError naming the first wrong field."""
+    return read_fields(TextArchitecture, fields, "architecture")
 
 
-def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+def require_same_weights(there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Raise ConfigError naming the first weight that the file `there` and the model `here` do not have in one shape."""
+    for name in sorted(here.keys() | there.keys()):
+        found, wanted = (tuple(state[name].shape) if name in state else "absent" for state in (there, here))
+        if found != wanted:
+            raise ConfigError(f"{name}: {found} in the file and {wanted} in the model")
 
 
 def start_from(model: ModelFile, network: VisionTransformer, classes: Sequence[str]) -> None:
@@ -138,10 +136,8 @@ def start_from(model: ModelFile, network: VisionTransformer, classes: Sequence[s
     if model.classes != list(classes):
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head")}
         state.update({name: tensor for name, tensor in own.items() if name.startswith("head")})
-    for name in sorted(own.keys() | state.keys()):
-        there, here = (tuple(s[name].shape) if name in s else None for s in (state, own))
-        if there != here:
-            raise ConfigError(
-                f"model.init: {name} is {there or 'absent'} in the file and {here or 'absent'} in the model"
-            )
+    try:
+        require_same_weights(state, own)
+    except ConfigError as error:
+        raise ConfigError(f"model.init: {error}") from error
     network.load_state_dict(state)

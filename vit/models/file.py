@@ -22,7 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vit.errors import ConfigError, ModelFileError, display_path
+<<<<<<< HEAD
 from vit.files import dump_json, whole_file
+=======
+from vit.files import whole_file
+from vit.models.header import check_header
+>>>>>>> e464a82 (Read model headers field by field, bound sizes before allocation, escape and shorten every message; simple scenes; a fuzzer)
 from vit.models.vision import VisionTransformer
 from vit.names import class_name
 from vit.nn import merged
@@ -113,10 +118,10 @@ def read_model(path: Path) -> ModelFile:
 
 
 def check_finite(model: ModelFile, source: object) -> None:
-    """Raise ModelFileError where a weight is no number."""
+    """Raise ModelFileError where a weight is NaN or infinite."""
     for name, tensor in (*model.raw.items(), *(model.ema or {}).items()):
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ModelFileError(f"{display_path(source)}: the weights hold NaN or infinity ({name})")
+            raise ModelFileError(f"{display_path(source)}: the weights hold NaN or infinity ({display_path(name)})")
 
 
 def _model_in(path: Path) -> Path:
@@ -147,7 +152,11 @@ def _read_safetensors(path: Path) -> ModelFile:
         raise ModelFileError(f"{display_path(path)}: damaged, its contents do not match its checksum")
     raw = {name: tensor for name, tensor in tensors.items() if not name.startswith(EMA)}
     ema = {name.removeprefix(EMA): tensor for name, tensor in tensors.items() if name.startswith(EMA)}
-    return _from_header(json.loads(metadata["vit"]), raw, ema or None, path)
+    try:
+        header = json.loads(metadata["vit"])
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{display_path(path)}: its header is not valid JSON ({first_line(error)})") from error
+    return _from_header(header, raw, ema or None, path)
 
 
 _SEAL = b"vit sha256 "
@@ -236,6 +245,10 @@ def _from_header(header: Any, raw: State, ema: State | None, path: Path) -> Mode
     for name, kind in kinds.items():
         if not isinstance(header.get(name), kind):
             raise ModelFileError(f"{display_path(path)}: incomplete header: {name} is missing, or no such thing")
+    try:
+        check_header(header)
+    except ConfigError as error:
+        raise ModelFileError(f"{display_path(path)}: {display_path(error)}") from error
     described = {name: header[name] for name in kinds}
     described |= {name: header.get(name) for name in _OPTIONAL}
     return ModelFile(**described, raw=raw, ema=ema)
@@ -252,7 +265,7 @@ def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a message, at most 120 characters."""
-    line = (str(error).strip().splitlines() or [""])[0]
+    """The first line of a message, printable and at most 120 characters."""
+    line = display_path((str(error).strip().splitlines() or [""])[0])
     line = line if " " in line else f"{type(error).__name__} {line}".strip()
     return line if len(line) <= 120 else line[:117] + "..."

@@ -4,7 +4,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vit.errors import ConfigError
-from vit.models.architecture import Activation, MLPKind, Norm, Positions, VisionArchitecture
+from vit.models.architecture import (
+    MOST_POSITIONS,
+    Activation,
+    MLPKind,
+    Norm,
+    Positions,
+    VisionArchitecture,
+    require_within,
+)
 
 TextPool = Literal["first", "last", "mean", "end"]
 Side = Literal["image", "text"]
@@ -62,12 +70,15 @@ class TextArchitecture:
 
     def __post_init__(self) -> None:
         for name in ("vocabulary", "length", "dim", "depth", "heads", "hidden"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+            require_within("text", name, getattr(self, name), 1)
+        for name in ("projection", "context_dim"):
+            require_within("text", name, 1 if (value := getattr(self, name)) is None else value, 1)
+        rule = f"must make at most {MOST_POSITIONS:,} values of positions with dim {self.dim}"
+        _require(self.length * self.dim <= MOST_POSITIONS, "length", self.length, rule)
         _require(self.dim % self.heads == 0, "heads", self.heads, f"must divide dim {self.dim}")
         for name in ("dropout", "attention_dropout", "drop_path"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
         _require(self.norm_eps > 0, "norm_eps", self.norm_eps, "must be positive")
-        _require(self.projection is None or self.projection >= 1, "projection", self.projection, "must be at least 1")
         if self.positions == "sincos":
             _require(self.dim % 2 == 0, "dim", self.dim, "must be even for sincos positions")
         if self.rope:
@@ -103,8 +114,8 @@ class FusionArchitecture:
     """whose tokens attend to the other's"""
 
     def __post_init__(self) -> None:
-        _require(self.classes >= 1, "classes", self.classes, "must be at least 1")
-        _require(self.depth >= 1, "depth", self.depth, "must be at least 1")
+        for name in ("classes", "depth"):
+            require_within("text", name, getattr(self, name), 1)
 
 
 def _require(holds: bool, key: str, value: object, rule: str) -> None:
