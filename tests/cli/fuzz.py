@@ -2,9 +2,9 @@
 
     python tests/cli/fuzz.py [--kinds model,checkpoint,config,split,tar] [--count 300] [--seed 0] [--keep DIR]
 
-A mutation passes where the command succeeds, or fails with one clean message and a documented exit code. A traceback, an
-internal error, a hang, a raw control character or more than 2 GB of memory is a failure. Mutation N of a kind is a
-function of (seed, kind, N), so each failure can be repeated by `--only N`. Prints a JSON summary; exit code 1 on failures.
+A mutation passes where the command succeeds, or fails with one clean message and a documented exit code. A traceback,
+an internal error, a hang, a raw control character or more than 2 GB of memory is a failure. Mutation N of a kind is a
+function of (seed, kind, N): `--only N` repeats it. Prints a JSON summary; the exit code is 1 where anything failed.
 """
 
 import argparse
@@ -52,8 +52,38 @@ class Verdict(NamedTuple):
 
 
 ABSURD: tuple[Any, ...] = (
-    *(None, True, -1, 0, 1, 3, 2**31, 2**63, 10**30, -(10**30), 0.5, -1e308, 1e308, math.nan, math.inf, "", "x", "x" * 5000),
-    *("\x1b[31mred\x1b[0m", "a\nb\r\x07", "\u202e\u009b2J", "../../x", "\ud800", [], {}, [[]], {"a": {"b": []}}, [0] * 3000),
+    *(
+        None,
+        True,
+        -1,
+        0,
+        1,
+        3,
+        2**31,
+        2**63,
+        10**30,
+        -(10**30),
+        0.5,
+        -1e308,
+        1e308,
+        math.nan,
+        math.inf,
+        "",
+        "x",
+        "x" * 5000,
+    ),
+    *(
+        "\x1b[31mred\x1b[0m",
+        "a\nb\r\x07",
+        "\u202e\u009b2J",
+        "../../x",
+        "\ud800",
+        [],
+        {},
+        [[]],
+        {"a": {"b": []}},
+        [0] * 3000,
+    ),
     *(10**9, 65536, 100_000, [10**6, 10**6], [-1, -1], [0, 0], ["a", "b"], "timm:x", "nan", "\0"),
 )
 
@@ -200,7 +230,13 @@ class Fuzzer:
                 )
             )
         if run == "captioner":
-            return rng.choice((["caption", model, image], ["embed", model, "--nearest", "red"], ["caption", model, image, "--beams", "3"]))
+            return rng.choice(
+                (
+                    ["caption", model, image],
+                    ["embed", model, "--nearest", "red"],
+                    ["caption", model, image, "--beams", "3"],
+                )
+            )
         return rng.choice((["generate", model, "--prompt", "the"], ["embed", model, "--nearest", "a"]))
 
     def model(self, rng: random.Random) -> list[str | Path]:
@@ -253,7 +289,9 @@ class Fuzzer:
                 torch.save(state, target)
             seal(target)
         else:
-            names = ["classes.json", "split.csv", "config.yaml"] if run == "classifier" else ["data.json", "tokenizer.json"]
+            names = (
+                ["classes.json", "split.csv", "config.yaml"] if run == "classifier" else ["data.json", "tokenizer.json"]
+            )
             name = copied / rng.choice([*names, "metrics.csv"])
             if name.suffix == ".json" and rng.random() < 0.7:
                 name.write_text(json.dumps(mutate_value(rng, json.loads(name.read_text()))))
@@ -310,8 +348,18 @@ class Fuzzer:
         if rng.random() < 0.2:
             return ["train", target, *TINY, "--out", self.folder / "run"]
         if rng.random() < 0.5:
-            return ["predict", self.root / "classifier", "--list", target] if _takes_list() else ["data", "check", target]
-        return ["evaluate", self.root / "classifier", target, "--split", rng.choice(("val", "train")), "--out", self.folder / "out"]
+            return (
+                ["predict", self.root / "classifier", "--list", target] if _takes_list() else ["data", "check", target]
+            )
+        return [
+            "evaluate",
+            self.root / "classifier",
+            target,
+            "--split",
+            rng.choice(("val", "train")),
+            "--out",
+            self.folder / "out",
+        ]
 
     def tar(self, rng: random.Random) -> list[str | Path]:
         """A tar of a WebDataset: raw bytes, or members renamed, repeated, emptied, or with absurd headers."""
@@ -328,20 +376,34 @@ class Fuzzer:
         tars = self.folder / "tars"
         if rng.random() < 0.2:
             return ["train", tars, *TINY, "--out", self.folder / "run"]
-        return rng.choice((["evaluate", self.root / "classifier", tars, "--out", self.folder / "out"], ["data", "check", tars], ["predict", self.root / "classifier", f"{target}#0+{rng.choice((100, 10**13, -1))}"]))
+        return rng.choice(
+            (
+                ["evaluate", self.root / "classifier", tars, "--out", self.folder / "out"],
+                ["data", "check", tars],
+                ["predict", self.root / "classifier", f"{target}#0+{rng.choice((100, 10**13, -1))}"],
+            )
+        )
 
     def _member(self, rng: random.Random, made: tarfile.TarFile, info: tarfile.TarInfo, content: bytes) -> None:
         if rng.random() < 0.2:
-            name = rng.choice(("x.png", "x.seg.png", "a/../b.cls", "\x1b[2J.png", ".png", "x", "0.json", "x.cls", "y" * 300 + ".png"))
+            name = rng.choice(
+                ("x.png", "x.seg.png", "a/../b.cls", "\x1b[2J.png", ".png", "x", "0.json", "x.cls", "y" * 300 + ".png")
+            )
             info = tarfile.TarInfo(name)
         if rng.random() < 0.15:
-            content = rng.choice((b"", b"[" * 500_000, b'{"a":', b"\xff\xfe", rng.randbytes(200), b"\x1b[31m", b"9" * 400))
+            content = rng.choice(
+                (b"", b"[" * 500_000, b'{"a":', b"\xff\xfe", rng.randbytes(200), b"\x1b[31m", b"9" * 400)
+            )
         info.size = len(content)
         if rng.random() < 0.1:
             info.type = rng.choice((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, b"S", b"Z"))
             info.linkname = rng.choice(("x.png", "../../../x", ""))
         if rng.random() < 0.1:
-            info.pax_headers = {rng.choice(("GNU.sparse.size", "size", "path", "GNU.sparse.realsize")): rng.choice(("1125899906842624", "-1", "x", "\x1b"))}
+            info.pax_headers = {
+                rng.choice(("GNU.sparse.size", "size", "path", "GNU.sparse.realsize")): rng.choice(
+                    ("1125899906842624", "-1", "x", "\x1b")
+                )
+            }
         made.addfile(info, io.BytesIO(content))
 
 
@@ -467,7 +529,23 @@ def _import() -> None:
     torch.set_num_threads(1)
     for name in ("predict", "evaluate", "attention", "export", "soup", "caption", "generate", "embed", "train", "data"):
         importlib.import_module(f"vit.cli.{name}")
-    for name in ("lightning", "timm", "albumentations", "vit.tasks.run", "vit.writers", "vit.cli.train_words", "vit.cli.data_pictures", "vit.tasks.words", "vit.explain.maps", "matplotlib.pyplot", "vit.tasks.tune", "vit.data.check", "vit.evaluate.plots", "sympy", "torch._dynamo"):
+    for name in (
+        "lightning",
+        "timm",
+        "albumentations",
+        "vit.tasks.run",
+        "vit.writers",
+        "vit.cli.train_words",
+        "vit.cli.data_pictures",
+        "vit.tasks.words",
+        "vit.explain.maps",
+        "matplotlib.pyplot",
+        "vit.tasks.tune",
+        "vit.data.check",
+        "vit.evaluate.plots",
+        "sympy",
+        "torch._dynamo",
+    ):
         importlib.import_module(name)
 
 

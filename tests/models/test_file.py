@@ -40,7 +40,9 @@ def make(*, ema: bool = False, seed: int = 0) -> ModelFile:
 def small() -> ModelFile:
     """A file of few bytes, for the tests that damage each of them."""
     shape = {"image_size": [8, 8], "patch_size": [8, 8], "dim": 4, "depth": 1, "heads": 1, "hidden": 4, "classes": 2}
-    return ModelFile("classifier", shape, ["a", "b"], {"size": [8, 8]}, raw={"w": torch.arange(5.0), "b": torch.ones(2)})
+    return ModelFile(
+        "classifier", shape, ["a", "b"], {"size": [8, 8]}, raw={"w": torch.arange(5.0), "b": torch.ones(2)}
+    )
 
 
 def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -157,7 +157,9 @@ def _parser() -> Parser:
         help="height and width of the pictures (default: %(default)s)",
     )
     scenes.add_argument(
-        "--simple", action="store_true", help="one or two objects and one canonical caption per scene: learned in minutes"
+        "--simple",
+        action="store_true",
+        help="one or two objects and one canonical caption per scene: learned in minutes",
     )
     return parser
 

@@ -20,6 +20,7 @@ LARGEST_SEED = 2**32 - 1
 
 MOST_WORKERS = 1024
 """largest number of worker processes; a larger one is a typing error that would exhaust the machine"""
+
 _MOST_PIXELS = 2**26
 """largest input of a model: 0.8 GB as floating-point numbers"""
 

@@ -301,9 +301,10 @@ def _files(
 
 def _readme(count: int, held_out: int, seed: int, side: int, simple: bool) -> str:
     names = ", ".join(" ".join(name) for name in HELD_OUT)
+    option = " --simple" if simple else ""
     return (
-        f"Generated {'simple ' if simple else ''}scenes of coloured shapes, {count} train, {held_out} val and {held_out} test pictures of {side} x "
-        f"{side} pixels, made by `vit data make scenes{' --simple' if simple else ''}` with seed {seed}.\n"
+        f"Generated scenes of coloured shapes, {count} train, {held_out} val and {held_out} test pictures of {side} x "
+        f"{side} pixels, made by `vit data make scenes{option}` with seed {seed}.\n"
         "metadata.jsonl holds the captions, questions.csv questions with answers, scenes.jsonl the truth: size, "
         "colour, shape and box [top, left, bottom, right] in pixels of every object.\n"
         f"Every test scene shows a combination that train and val never show: {names}.\n"
@@ -379,10 +380,9 @@ def _canonical_caption(scene: Scene) -> str:
     """The caption "A", "A left of B" or, where neither is left of the other, "A above B"."""
     if len(scene.objects) == 1:
         return _phrase(scene.objects[0])
-    pairs = [scene.objects, scene.objects[::-1]]
-    one, relation, other = next(
-        (one, relation, other) for relation in ("left of", "above") for one, other in pairs if scene.holds(one, relation, other)
-    )
+    both = scene.objects, scene.objects[::-1]
+    claims = [(one, relation, other) for relation in ("left of", "above") for one, other in both]
+    one, relation, other = next(claim for claim in claims if scene.holds(*claim))
     return f"{_phrase(one)} {relation} {_phrase(other)}"
 
 

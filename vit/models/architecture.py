@@ -40,9 +40,21 @@ SIZES: dict[str, Size] = {
 
 
 LIMITS = {
-    **{"dim": 65_536, "depth": 1_000, "heads": 4_096, "hidden": 1_000_000, "channels": 1_024, "registers": 65_536},
-    **{"classes": 10_000_000, "image_size": 16_384, "patch_size": 4_096, "pool_heads": 4_096, "pool_hidden": 1_000_000},
-    **{"vocabulary": 10_000_000, "length": 10_000_000, "projection": 65_536, "context_dim": 65_536},
+    "image_size": 16_384,
+    "patch_size": 4_096,
+    "channels": 1_024,
+    "registers": 65_536,
+    "classes": 10_000_000,
+    "vocabulary": 10_000_000,
+    "length": 10_000_000,
+    "depth": 1_000,
+    "heads": 4_096,
+    "pool_heads": 4_096,
+    "hidden": 1_000_000,
+    "pool_hidden": 1_000_000,
+    "dim": 65_536,
+    "context_dim": 65_536,
+    "projection": 65_536,
 }
 """largest plausible value of each size: far above any published model, and refused before memory is allocated"""
 

@@ -22,12 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vit.errors import ConfigError, ModelFileError, display_path
-<<<<<<< HEAD
 from vit.files import dump_json, whole_file
-=======
-from vit.files import whole_file
 from vit.models.header import check_header
->>>>>>> e464a82 (Read model headers field by field, bound sizes before allocation, escape and shorten every message; simple scenes; a fuzzer)
 from vit.models.vision import VisionTransformer
 from vit.names import class_name
 from vit.nn import merged

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -63,11 +62,11 @@ def check_header(header: Mapping[str, Any]) -> None:
 
 
 def read_fields(cls: type[T], values: Any, where: str) -> T:
-    """Build a dataclass from JSON values, lists where it has tuples. Raises ConfigError naming the first wrong field."""
+    """Build a dataclass from JSON values, where tuples are lists. Raises ConfigError naming the first wrong field."""
     known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
     needed = {name for name, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
     _require_keys(values, needed, known.keys(), where)
-    hints = _hints(cls)
+    hints: dict[str, Any] = get_type_hints(cls)
     return cls(**{name: _converted(value, hints[name], f"{where}.{name}") for name, value in values.items()})
 
 
@@ -77,11 +76,6 @@ def _require_keys(values: Any, needed: set[str], known: Any, where: str) -> None
     missing, unknown = sorted(needed - values.keys()), sorted(values.keys() - known)
     if missing or unknown:
         raise ConfigError(f"{where}.{(missing or unknown)[0]}: {'missing' if missing else 'unknown field'}")
-
-
-@cache
-def _hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
 
 
 def _converted(value: Any, hint: Any, where: str) -> Any:
