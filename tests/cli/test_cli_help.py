@@ -53,7 +53,7 @@ OPTIONS = {
     "data pack": "DATA --config",
     "data shard": "DATA --config --out --format --megabytes",
     "data make digits": "OUT",
-    "data make scenes": "OUT --count --seed --simple --size",
+    "data make scenes": "OUT --count --seed --size --simple",
     "data make dates": "OUT --count --seed",
     "attention": "MODEL IMAGE --method --layer --head --query --fusion --discard --class --compare --explorer "
     "--score --limit --model-report --out --weights --device",
