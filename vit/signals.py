@@ -23,7 +23,7 @@ class Stop(BaseException):
 
 
 class Signals:
-    """What a command makes of SIGINT and SIGTERM, and of SIGUSR1 in a job of SLURM.
+    """What training makes of SIGINT, SIGTERM and SIGHUP, and of SIGUSR1 in a job of SLURM.
 
     A signal raises `Stop` where it arrives. While `orderly` is set it is only kept in `received`: a training step, or
     the writing of a file, ends first, and whoever trains asks by `check`. Inside `waiting` it raises again, where
@@ -57,6 +57,8 @@ class Signals:
         if os.getpid() != self._process:  # `caught` was not asked for
             return {}
         numbers = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
+            numbers.append(signal.SIGHUP)
         if "SLURM_JOB_ID" in os.environ and hasattr(signal, "SIGUSR1"):
             numbers.append(signal.SIGUSR1)
         return {number: signal.signal(number, self._handle) for number in numbers}
@@ -91,6 +93,39 @@ class Signals:
 
 
 signals = Signals()
+
+
+@contextlib.contextmanager
+def unwinding() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP raise `Stop`, so that a command removes its unfinished files; SIGINT does by itself.
+
+    Signals that are ignored or handled stay so; `Signals.caught` does more. A forked child ends as if by default, and
+    so does the process by a signal that comes again after `ONCE` seconds.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    process, since = os.getpid(), 0.0
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal since
+        if os.getpid() != process or (since and time.monotonic() - since > ONCE):
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif not since:
+            since = time.monotonic()
+            raise Stop(number)
+
+    names = ("SIGTERM", "SIGHUP")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def end_workers(workers: Sequence[BaseProcess]) -> None:

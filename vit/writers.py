@@ -1,5 +1,6 @@
 """The Python face of models of words: what `vit.load` returns for captioners, language models and fused classifiers."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from vit.api import Classifier, Picture, PictureReader, Prediction, best_device
 from vit.data.config import Preprocessing
 from vit.data.tokenizer import Tokenizer
-from vit.errors import ConfigError, ModelFileError, display_path
+from vit.errors import ConfigError, ModelFileError, NonFiniteOutput, display_path
 from vit.explain.words import WordMethod, word_maps
 from vit.models.beam import Generated
 from vit.models.build import build_model
@@ -19,7 +20,7 @@ from vit.models.file import ModelFile, Weights
 from vit.models.fusion import FusedClassifier
 from vit.models.generation import generate, stream
 from vit.models.generation_config import GenerationConfig
-from vit.models.outputs import require_finite, top_classes
+from vit.models.outputs import NON_FINITE, require_finite, top_classes
 from vit.models.text import LanguageModel
 from vit.models.text_architecture import EncoderDecoderArchitecture, TextArchitecture
 from vit.nn import padding_mask
@@ -183,6 +184,8 @@ class Writer:
             batch = batch.to(self.device)
             logits = network(batch[:, :-1]).float().flatten(0, 1)
             total += float(torch.nn.functional.cross_entropy(logits, batch[:, 1:].flatten(), reduction="sum"))
+        if not math.isfinite(total):
+            raise NonFiniteOutput(f"the loss is {total}: {NON_FINITE}; check its weights")
         return total / (len(ids) - 1), len(ids) - 1
 
     def stream(self, prompt: str, *, config: GenerationConfig | None = None, seed: int = 0) -> Iterator[str]:

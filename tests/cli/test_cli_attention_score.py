@@ -12,6 +12,7 @@ from PIL import Image
 
 from vit.api import Classifier, load
 from vit.cli.attention_score import Found, balanced, mosaics_of, score
+from vit.cli.reports import report_facts
 from vit.data.config import Preprocessing
 from vit.data.folders import Sample
 from vit.errors import ConfigError, DataError
@@ -128,7 +129,7 @@ def test_the_pointing_game_is_played_on_mosaics_of_four_classes(
     classifier, root = four_colours
     methods = ["raw", "grad-cam", "generic"]
     with caplog.at_level("INFO", logger="vit"):
-        assert score(classifier, str(root), methods, 44, tmp_path) == 0
+        assert score(classifier, report_facts("model", str(root), "raw"), methods, 44, lambda split: tmp_path) == 0
     written = json.loads((tmp_path / "scores.json").read_text())
     assert (written["pictures"], written["accuracy"], written["mosaics"]["count"]) == (44, 1.0, 11)
     assert written["mosaics"]["answered_with_one_of_the_four"] == 1.0
@@ -186,6 +187,7 @@ def test_a_model_without_classes_and_data_without_any_are_refused(
     headless.network.reset_head(0)
     headless.classes = ()
     with pytest.raises(ConfigError, match="the model has no classes;\nthe maps themselves, by raw, rollout and norm"):
-        score(headless, str(colour_folder), None, 5, tmp_path)
+        score(headless, report_facts("model", str(colour_folder), "raw"), None, 5, lambda split: tmp_path)
+    facts = report_facts("model", str(tmp_path / "broken"), "raw")
     with pytest.raises(DataError, match="none of the 1 pictures could be read"):
-        score(load(trained_run, device="cpu"), str(tmp_path / "broken"), None, 5, tmp_path)
+        score(load(trained_run, device="cpu"), facts, None, 5, lambda split: tmp_path)

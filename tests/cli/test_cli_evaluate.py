@@ -145,14 +145,14 @@ def test_without_out_the_report_is_in_the_run_folder(
     shutil.copytree(trained_run, run)
     monkeypatch.chdir(tmp_path)
     assert vit("evaluate", run, labelled, "--workers=0").code == 0
-    assert (run / "evaluation" / labelled.stem / "metrics.json").is_file()
+    assert (run / "evaluation" / labelled.stem / "all" / "metrics.json").is_file()
     shutil.rmtree(run / "evaluation")
     assert vit("evaluate", run / "model.safetensors", labelled, "--workers=0").code == 0
-    assert (run / "evaluation" / labelled.stem / "metrics.json").is_file()
+    assert (run / "evaluation" / labelled.stem / "all" / "metrics.json").is_file()
     assert not (tmp_path / "evaluation").exists()
     shutil.copy(run / "model.safetensors", tmp_path / "alone.safetensors")
     assert vit("evaluate", tmp_path / "alone.safetensors", labelled, "--workers=0").code == 0
-    assert (tmp_path / "evaluation" / labelled.stem / "metrics.json").is_file()
+    assert (tmp_path / "evaluation" / labelled.stem / "all" / "metrics.json").is_file()
 
 
 def test_a_class_that_the_data_lacks_shifts_no_label(report: Any, labelled: Path) -> None:
@@ -286,3 +286,56 @@ def test_data_whose_name_has_a_dot_has_a_report_of_its_own(
         shutil.copytree(labelled, tmp_path / name)
         assert vit("evaluate", run, tmp_path / name, "--workers=0").code == 0
     assert {path.name for path in (run / "evaluation").iterdir()} >= {"data", "data.1"}
+
+
+def test_no_report_replaces_that_of_another_split_data_set_or_model(
+    vit: Any, trained_run: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(trained_run / "model.safetensors", "one.safetensors")
+    shutil.copy(trained_run / "model.safetensors", "other.safetensors")
+    for place in ("a/photos/val", "a/photos/test", "b/photos/test"):
+        shutil.copytree(labelled, place)
+    Path("a/photos/val/blue/0.png").unlink()
+    Path("b/photos/test/red/0.png").unlink()
+    Path("b/photos/test/red/1.png").unlink()
+    where = {}
+    for model, data, split, count in (
+        ("one", "a/photos", "val", 14),
+        ("one", "a/photos", "test", 15),
+        ("one", "b/photos", "test", 13),
+        ("other", "a/photos", "test", 15),
+        ("one", "a/photos", "val", 14),  # once more: it replaces its own report and no other
+    ):
+        words = ["evaluate", f"{model}.safetensors", data, "--split", split, "--workers=0"]
+        outcome = vit(*words)
+        assert (outcome.code, outcome.err) == (0, "")
+        folder = outcome.out.splitlines()[-1].removeprefix("report").strip()
+        where[model, data, split] = folder
+        metrics = read_metrics(Path(folder))
+        assert (metrics["model"], metrics["data"], metrics["split"], metrics["count"]) == (*words[1:3], split, count)
+    assert list(where.values()) == [
+        "evaluation/photos/val",
+        "evaluation/photos/test",
+        "evaluation/photos-2/test",
+        "evaluation/photos-3/test",
+    ]
+    monkeypatch.chdir("b")  # the same data by another path
+    words = ["evaluate", tmp_path / "one.safetensors", "photos", "--workers=0"]
+    assert vit(*words, "--out", "here").code == 0
+    assert vit(*words).code == 0
+    (tmp_path / "b" / "evaluation").rename(tmp_path / "evaluation-of-b")
+    monkeypatch.chdir(tmp_path)
+    assert vit("evaluate", "one.safetensors", "b/photos", "--weights=raw", "--workers=0").code == 0
+    assert sorted(str(path.parent) for path in Path("evaluation").glob("*/*/metrics.json")) == sorted(where.values())
+
+
+def test_an_unreadable_report_is_not_replaced(vit: Any, trained_run: Path, labelled: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run)
+    mine = run / "evaluation" / "labelled" / "all" / "metrics.json"
+    mine.parent.mkdir(parents=True)
+    mine.write_text('{"top1": 1.0}', encoding="utf-8")
+    assert vit("evaluate", run, labelled, "--workers=0").code == 0
+    assert mine.read_text(encoding="utf-8") == '{"top1": 1.0}'
+    assert (run / "evaluation" / "labelled-2" / "all" / "metrics.json").is_file()

@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,28 @@ def test_the_first_answer_comes_before_the_whole_list_is_read(
     assert pictures[0].encode() in first
     assert process.poll() is None  # the others are still to come
     process.communicate(timeout=60)
+
+
+def test_a_signal_leaves_no_unfinished_file(start: Any, trained_run: Path, colour_folder: Path, tmp_path: Path) -> None:
+    sent = {signal.SIGINT: (130, b"interrupted"), signal.SIGTERM: (143, b"terminated"), signal.SIGHUP: (129, b"")}
+    processes = {}
+    for number in sent:
+        (tmp_path / number.name).mkdir()
+        (tmp_path / number.name / "old.jsonl").write_text("old", encoding="utf-8")
+        words = ["predict", trained_run, "-", "--out", tmp_path / number.name / "old.jsonl", "--batch-size=1"]
+        processes[number] = start(*words, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+        processes[number].stdin.write(f"{colour_folder}/red/00.jpg\n".encode() * 4)
+        processes[number].stdin.flush()  # and never closed: the command waits for more
+    for number, process in processes.items():
+        while not list((tmp_path / number.name).glob(".*.part")):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        process.send_signal(number)
+    for number, process in processes.items():
+        process.wait(timeout=60)
+        err = process.stderr.read()
+        assert process.returncode == sent[number][0], err
+        assert err.startswith(b"vit: " + sent[number][1]), err
+        assert err.count(b"\n") == 1, err
+        assert [path.name for path in (tmp_path / number.name).iterdir()] == ["old.jsonl"]
+        assert (tmp_path / number.name / "old.jsonl").read_text(encoding="utf-8") == "old"

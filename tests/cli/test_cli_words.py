@@ -13,8 +13,9 @@ from PIL import Image
 
 import vit as api
 from vit.data.scenes import make_scenes
-from vit.errors import ConfigError
+from vit.errors import ConfigError, NonFiniteOutput
 from vit.explain.words import WORD_METHODS, word_maps
+from vit.models.file import read_model, save_model
 
 SMALL = [
     "--text.depth=1",
@@ -537,3 +538,87 @@ def test_options_that_would_do_nothing_are_refused(
     said = refused("evaluate", captioner, scenes, *option, code=2)
     assert said == f"vit: {option[0]}: has no effect on a captioner\n"
     assert "--java: has no effect on a classifier" in refused("evaluate", trained_run, scenes, "--java", code=2)
+
+
+def scaled(run: Path, out: Path) -> Path:
+    """Write the model of a run with all weights 1e30 times as large, and a checksum that fits them."""
+    model = read_model(run)
+    save_model(replace(model, raw={name: weight * 1e30 for name, weight in model.raw.items()}, ema=None), out)
+    return out
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_caption_of_scores_that_are_not_finite_is_a_failed_record(
+    vit: Callable[..., Any], captioner: Path, scenes: Path, tmp_path: Path, beams: int
+) -> None:
+    pictures = sorted((scenes / "images").glob("test-*.png"))[:2]
+    broken = scaled(captioner, tmp_path / "broken.safetensors")
+    outcome = vit("caption", broken, *pictures, tmp_path / "missing.png", "--beams", beams, "--device", "cpu")
+    assert outcome.code == 1
+    records = [json.loads(line) for line in outcome.out.splitlines()]
+    reasons = [*["the model's output is NaN or inf"] * 2, "no such file or folder"]
+    assert [record["error"] for record in records] == reasons
+    outcome = vit("caption", captioner, pictures[0], tmp_path / "missing.png", "--beams", beams, "--device", "cpu")
+    assert outcome.code == 1
+    assert ["error" in json.loads(line) for line in outcome.out.splitlines()] == [False, True]
+
+
+def test_one_image_with_scores_that_are_not_finite_does_not_cost_the_other_captions(
+    vit: Callable[..., Any], captioner: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = sorted((scenes / "images").glob("*.png"))[:3]
+    expected = [json.loads(line) for line in vit("caption", captioner, *pictures, "--device=cpu").out.splitlines()]
+    caption, calls = api.Captioner.caption, []
+
+    def overflowing(self: Any, images: Any, **settings: Any) -> Any:
+        calls.append(len(images))
+        if any(torch.equal(image, self.prepare(pictures[1])) for image in images):
+            raise NonFiniteOutput("NaN or inf")
+        return caption(self, images, **settings)
+
+    monkeypatch.setattr(api.Captioner, "caption", overflowing)
+    outcome = vit("caption", captioner, *pictures, "--device=cpu")
+    found = [json.loads(line) for line in outcome.out.splitlines()]
+    assert (outcome.code, calls) == (1, [3, 1, 1, 1])
+    assert found[1] == {"path": str(pictures[1]), "error": "the model's output is NaN or inf"}
+    assert [record["caption"] for record in found[::2]] == [record["caption"] for record in expected[::2]]
+
+
+def test_models_of_text_whose_scores_are_not_finite_are_refused(
+    refused: Callable[..., str],
+    captioner: Path,
+    fused: Path,
+    language: Path,
+    translator: Path,
+    scenes: Path,
+    tmp_path: Path,
+) -> None:
+    text, pairs = language.parent / "text.txt", translator.parent / "pairs.tsv"
+    data = {captioner: scenes, fused: scenes / "questions.csv", language: text, translator: pairs}
+    for number, (run, source) in enumerate(data.items()):
+        broken = scaled(run, tmp_path / f"{number}.safetensors")
+        message = refused("evaluate", broken, source, "--accelerator=cpu", "--out", tmp_path / "report", code=1)
+        assert "NaN or inf" in message
+        if prompt := {language: "cat", translator: "ab"}.get(run):
+            assert "NaN or inf" in refused("generate", broken, "--prompt", prompt, "--device=cpu", code=1)
+    assert not list((tmp_path / "report").iterdir())
+
+
+def test_cosines_of_embeddings_do_not_overflow(vit: Callable[..., Any], language: Path, tmp_path: Path) -> None:
+    expected = vit("embed", language, "--nearest", "t")
+    assert vit("embed", scaled(language, tmp_path / "large.safetensors"), "--nearest", "t") == expected
+
+
+def test_reports_of_text_models_go_to_a_folder_per_split(
+    vit: Callable[..., Any], captioner: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(captioner / "model.safetensors", tmp_path / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    for split in ("val", "test"):
+        words = ["evaluate", "model.safetensors", scenes, "--split", split, "--beams=1", "--accelerator=cpu"]
+        assert vit(*words).code == 0
+    reports = {
+        split: json.loads(Path(f"evaluation/scenes/{split}/metrics.json").read_text()) for split in ("val", "test")
+    }
+    assert [report["split"] for report in reports.values()] == ["val", "test"]
+    assert all(Path(f"evaluation/scenes/{split}/captions.jsonl").is_file() for split in reports)

@@ -3,6 +3,7 @@
 import logging
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,7 @@ def main(argv: list[str]) -> int:
         "--limit", type=integer(1), default=200, help="pictures that --score takes at most (default: 200)"
     )
     parser.add_argument("--model-report", action="store_true", help="what the model itself has learnt: no --method")
-    parser.add_argument("--out", default="attention", help="folder to write to (default: attention)")
+    parser.add_argument("--out", help="folder to write to (default: attention; of --score attention/DATA/SPLIT)")
     parser.add_argument("--weights", choices=("ema", "raw"), help="averaged or raw weights (default: averaged if any)")
     parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
     options = parser.parse_args(argv)
@@ -84,17 +85,21 @@ def main(argv: list[str]) -> int:
     model = load_model(options.model)
     classifier = classifier_of(model, options.model, weights=options.weights, device=options.device)
     request = _request(options, classifier)
-    folder = Path(options.out)
-    make_folder(folder, "--out", options.images)
     announce(model)
+    if options.score:
+        from vit.cli.attention_score import score
+        from vit.cli.reports import report_facts, report_folder
+
+        weights = options.weights or ("raw" if model.ema is None else "ema")
+        facts = report_facts(options.model, options.images[0], weights)
+        place = partial(report_folder, options.out, Path("attention"), facts, file="scores.json")
+        return score(classifier, facts, options.method, options.limit, place)
+    folder = Path(options.out or "attention")
+    make_folder(folder, "--out", options.images)
     if options.model_report:
         from vit.cli.attention_report import report
 
         return report(classifier, options.images, folder)
-    if options.score:
-        from vit.cli.attention_score import score
-
-        return score(classifier, options.images[0], options.method, options.limit, folder)
     return draw(classifier, list(find_images(options.images)), request, folder, options.explorer, options.model)
 
 
@@ -259,9 +264,7 @@ def _request(options: Any, classifier: "Classifier") -> Request:
     if options.compare is not None:
         if options.target is not None or not set(options.method or ["generic"]) & set(FOR_A_CLASS):
             raise ConfigError(f"--compare: is for {', '.join(FOR_A_CLASS)}, and without --class")
-        names = options.compare.split(",")
-        if len(names) != 2:
-            raise ConfigError(f"--compare: must be two classes, NAME,NAME, got {options.compare}")
+        names = _two_classes(options.compare, {*classifier.classes, *(classifier.descriptions or ())})
         compare = (classifier.class_number(names[0]), classifier.class_number(names[1]))
     query: Query = "cls"
     if options.query != "cls":
@@ -286,6 +289,16 @@ def _request(options: Any, classifier: "Classifier") -> Request:
         options.fusion,
         options.discard,
     )
+
+
+def _two_classes(text: str, known: set[str]) -> tuple[str, str]:
+    """Split NAME,NAME, where names may hold commas themselves. Raises ConfigError unless there is one way to do so."""
+    words = text.split(",")
+    splits = [(",".join(words[:i]), ",".join(words[i:])) for i in range(1, len(words))]
+    fitting = [pair for pair in splits if known.issuperset(pair)]
+    if len(fitting) != 1 and len(splits) != 1:
+        raise ConfigError(f"--compare: must be two classes, NAME,NAME, got {display_path(text)}")
+    return (fitting or splits)[0]
 
 
 def _stem(path: str, number: int, paths: list[str]) -> str:

@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,8 +57,16 @@ class Found:
         return {what: np.stack([np.concatenate(self.rows[what, name]) for name in names], axis=1) for what in scores}
 
 
-def score(classifier: "Classifier", data: str, methods: list[str] | None, limit: int, folder: Path) -> int:
-    """Score the maps of up to `limit` pictures of `data`, as many of each class; print a table, write the numbers.
+def score(
+    classifier: "Classifier",
+    subject: dict[str, Any],
+    methods: list[str] | None,
+    limit: int,
+    place: Callable[[str], Path],
+) -> int:
+    """Score the maps of up to `limit` pictures of DATA, as many of each class; print a table, write the numbers.
+
+    `subject` names the model and DATA, as `report_facts` does; `place` makes the folder for the report of a split.
 
     Maps are those of the answered class, as `vit attention` draws them; the right answers that perturbation counts are
     those of the labels, as in its paper. `scores.json` holds perturbation by maps of the true class besides, which
@@ -76,8 +84,10 @@ def score(classifier: "Classifier", data: str, methods: list[str] | None, limit:
             "--score: follows what becomes of an answer, and the model has no classes;\n"
             "the maps themselves, by raw, rollout and norm, need none: leave out --score"
         )
+    data = subject["data"]
     listing = list_evaluation(data, classifier.classes)
     (split, samples), *_ = listing.splits.items()
+    folder = place(split)
     samples = balanced(samples, limit)
     names = [*dict.fromkeys(methods or METHODS), *BASELINES]
     found = Found()
@@ -99,7 +109,7 @@ def score(classifier: "Classifier", data: str, methods: list[str] | None, limit:
             _point(classifier, tiles, [found.labels[place] for place in places], number, names, found)
             bar.update()
     scores, curves = summary(found.table(names), names, seed=_SEED)
-    facts = _facts(data, split, found, listing, samples)
+    facts = subject | _facts(split, found, listing, samples)
     write_text(folder / "scores.json", dump_json({**facts, "scores": scores, "curves": curves}, indent=1) + "\n")
     _draw(folder / "scores.png", scores, curves, facts["accuracy"])
     _print(folder, facts, scores)
@@ -242,7 +252,7 @@ def _mean_colour(classifier: "Classifier") -> "Tensor":
     return 255 * torch.tensor(classifier.preprocessing.mean, device=classifier.device)
 
 
-def _facts(data: str, split: str, found: Found, listing: "Listing", samples: "list[Sample]") -> dict[str, Any]:
+def _facts(split: str, found: Found, listing: "Listing", samples: "list[Sample]") -> dict[str, Any]:
     """What was measured on what."""
     right = sum(answer == label for answer, label in zip(found.answers, found.labels, strict=True))
     mosaics: dict[str, Any] = {"count": len(found.blanked), "of_answers_of_at_least": _SURE}
@@ -250,7 +260,6 @@ def _facts(data: str, split: str, found: Found, listing: "Listing", samples: "li
         mosaics["answered_with_one_of_the_four"] = sum(found.among_four) / len(found.among_four)
         mosaics["pointing_by_blanking_quarters"] = sum(found.blanked) / len(found.blanked)
     return {
-        "data": str(data),
         "split": split,
         "pictures": len(found.labels),
         "accuracy": right / len(found.labels),

@@ -2,12 +2,12 @@
 
 import argparse
 import contextlib
-import csv
 import logging
 import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +15,15 @@ from vit.cli.arguments import (
     MODEL_HELP,
     Parser,
     announce,
-    data_name,
     integer,
-    make_folder,
     run_of,
     seen_in_training,
     split_told,
 )
+from vit.cli.reports import report_facts, report_folder
 from vit.data.config import MOST_WORKERS, DataConfig, Preprocessing
-from vit.errors import ConfigError, DataError, display_path
-from vit.files import dump_json, open_text, whole_file, write_text
+from vit.errors import ConfigError, DataError, NonFiniteOutput, display_path
+from vit.files import csv_writer, dump_json, open_text, whole_file, write_text
 from vit.tasks.config import Config, TrainConfig
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vit")
 
-_OF_CLASSIFIERS = ("precision", "workers", "devices")
+_OF_CLASSIFIERS = ("precision", "workers", "devices", "csv_raw")
 _IDLE = {
     "classifier": ("beams", "no_repeat_ngram", "java"),
     "captioner": _OF_CLASSIFIERS,
@@ -50,7 +49,9 @@ def main(argv: list[str]) -> int:
     parser = Parser(prog="vit evaluate", description="Honest numbers of a trained model.")
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("data", metavar="DATA", help="folder of classes, or with test/ or val/ of such, or a list")
-    parser.add_argument("--out", help="folder for the report (default: evaluation/DATA, in the run folder or here)")
+    parser.add_argument(
+        "--out", help="folder for the report (default: evaluation/DATA/SPLIT, in the run folder or here)"
+    )
     parser.add_argument("--split", choices=("train", "val", "test"), help="default: test if there is one, else val")
     parser.add_argument("--weights", choices=("ema", "raw"), help="averaged or raw weights (default: averaged if any)")
     parser.add_argument("--batch-size", type=integer(1), default=64)
@@ -64,6 +65,9 @@ def main(argv: list[str]) -> int:
         "--no-repeat-ngram", type=integer(0), default=0, metavar="N", help="in captions no N words in a row occur twice"
     )
     parser.add_argument("--java", action="store_true", help="METEOR and SPICE of captions, by pycocoevalcap's Java")
+    parser.add_argument(
+        "--csv-raw", action="store_true", help="no apostrophe before CSV cells that spreadsheets take for formulas"
+    )
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32")
     options = parser.parse_args(argv)
     config = Config(
@@ -83,17 +87,20 @@ def main(argv: list[str]) -> int:
         if getattr(options, name) != parser.get_default(name):
             raise ConfigError(f"--{name.replace('_', '-')}: has no effect on a {file.kind}")
     run = run_of(Path(options.model))
-    folder = Path(options.out) if options.out else (run or Path()) / "evaluation" / data_name(options.data)
+    facts = report_facts(options.model, options.data, options.weights or ("raw" if file.ema is None else "ema"))
+
+    def folder(split: str) -> Path:
+        return report_folder(options.out, (run or Path()) / "evaluation", facts, split)
+
     if pictures:
-        return _evaluate_pictures(file, run, folder, options, config, ["evaluate", *argv])
+        return _evaluate_pictures(file, run, facts, folder, options, config, ["evaluate", *argv])
     from vit.cli.evaluate_words import evaluate_words
     from vit.tasks.devices import device_for
 
     announce(file)
     return evaluate_words(
         file,
-        options.model,
-        options.data,
+        facts,
         folder,
         split=options.split,
         weights=options.weights,
@@ -107,11 +114,18 @@ def main(argv: list[str]) -> int:
 
 
 def _evaluate_pictures(
-    file: "ModelFile", run: Path | None, folder: Path, options: argparse.Namespace, config: Config, words: list[str]
+    file: "ModelFile",
+    run: Path | None,
+    facts: dict[str, Any],
+    folder: Callable[[str], Path],
+    options: argparse.Namespace,
+    config: Config,
+    words: list[str],
 ) -> int:
     """A classifier on the pictures of DATA; `words` is the command, for the other processes of several devices."""
     from vit.data.folders import list_evaluation
     from vit.models.build import build_network
+    from vit.models.outputs import NON_FINITE
     from vit.tasks.devices import devices_for, distributed, launch
     from vit.tasks.evaluation import evaluate
 
@@ -120,11 +134,11 @@ def _evaluate_pictures(
         raise ConfigError(f"{display_path(options.model)}: no classes to evaluate; {remedy}")
     network = build_network(file, options.weights, source=options.model)
     listing = list_evaluation(options.data, file.classes, split=options.split)
-    make_folder(folder, "--out", [options.data])  # now, not after an hour
+    (name, samples), *_ = listing.splits.items()
+    place = folder(name)  # now, not after an hour
     devices = devices_for(options.accelerator, options.devices)
     if devices > 1:
         return launch(devices, words)
-    (name, samples), *_ = listing.splits.items()
     preprocessing = Preprocessing.from_json(file.preprocessing)
     with distributed() as rank:
         if rank == 0:
@@ -132,17 +146,15 @@ def _evaluate_pictures(
         started = time.perf_counter()
         gathered = evaluate(network, samples, preprocessing, config, len(file.classes))
         seconds = time.perf_counter() - started
-    if rank == 0:
-        facts = {
-            "model": str(options.model),
-            "weights": options.weights or ("raw" if file.ema is None else "ema"),
-            "data": str(options.data),
-            "split": name,
-            "images_per_second": round(len(gathered.indices) / seconds, 1),
-            "seen_in_training": seen_in_training(run, [samples[i] for i in gathered.indices]),
-        }
-        _report(folder, facts, gathered, samples, file.classes, listing, preprocessing)
-    return 0
+    if rank > 0:
+        return 0  # any other code would end rank 0, which writes the report
+    facts |= {
+        "split": name,
+        "images_per_second": round(len(gathered.indices) / seconds, 1),
+        "seen_in_training": seen_in_training(run, [samples[i] for i in gathered.indices]),
+    }
+    _report(place, facts, gathered, samples, file.classes, listing, preprocessing, raw=options.csv_raw)
+    return 1 if any(reason == NON_FINITE for _, reason in gathered.failures) else 0
 
 
 def _report(
@@ -153,25 +165,37 @@ def _report(
     classes: list[str],
     listing: "Listing",
     preprocessing: Preprocessing,
+    *,
+    raw: bool,
 ) -> None:
-    """Write metrics.json, predictions.csv, confusion.csv and the pictures; print the summary."""
+    """Write metrics.json, predictions.csv, confusion.csv (`raw`: as in `csv_writer`) and the plots; print the summary.
+
+    Images whose scores are NaN or inf are named among the unreadable ones. Raises NonFiniteOutput or DataError where no
+    image is left.
+    """
     from vit.evaluate.calibration import reliability
     from vit.evaluate.classification import classification_metrics, confusion_matrix
     from vit.evaluate.plots import confusion_plot, reliability_plot
+    from vit.models.outputs import NON_FINITE
 
     p = gathered.predictions
     if not len(p.labels):
         with contextlib.suppress(OSError):
             folder.rmdir()  # nothing to report
+        if broken := [samples[i].path for i, reason in gathered.failures if reason == NON_FINITE]:
+            model, first = display_path(facts["model"]), display_path(broken[0])
+            raise NonFiniteOutput(
+                f"{model}: {NON_FINITE} for {len(broken)} images, the first is {first}; check its weights"
+            )
         raise DataError(f"{display_path(facts['data'])}: none of the {len(samples)} pictures could be read")
     metrics = classification_metrics(p, classes)
     left_out = [{"path": o.path, "reason": o.reason} for o in listing.left_out]
     unreadable = [{"path": samples[i].path, "reason": reason} for i, reason in gathered.failures]
     counts = {"unreadable": unreadable, "left_out": left_out, "unknown_classes": listing.unknown}
     write_text(folder / "metrics.json", dump_json({**facts, **metrics, **counts}, indent=1) + "\n")
-    _write_predictions(folder / "predictions.csv", gathered, samples, classes)
+    _write_predictions(folder / "predictions.csv", gathered, samples, classes, raw=raw)
     matrix = confusion_matrix(p, len(classes))
-    _write_matrix(folder / "confusion.csv", matrix, classes)
+    _write_matrix(folder / "confusion.csv", matrix, classes, raw=raw)
     with whole_file(folder / "confusion.png") as temporary:
         confusion_plot(matrix, classes, temporary)
     table = reliability(p.probabilities[:, 0], p.top[:, 0] == p.labels)
@@ -181,30 +205,33 @@ def _report(
     _print_summary(folder, facts, metrics, unreadable, listing, mistakes)
 
 
-def _write_predictions(path: Path, gathered: "Gathered", samples: "list[Sample]", classes: list[str]) -> None:
+def _write_predictions(
+    path: Path, gathered: "Gathered", samples: "list[Sample]", classes: list[str], *, raw: bool
+) -> None:
     """A row a picture, the unreadable ones with their reason."""
     p = gathered.predictions
     kept = p.top.shape[1]
     names = [f"{what}{i}" for i in range(1, kept + 1) for what in ("class", "probability")]
     with open_text(path) as file:
-        table = csv.writer(file)
-        table.writerow(["path", "label", "correct", "loss", "error", *names])
+        write_row = csv_writer(file, raw=raw)
+        write_row(["path", "label", "correct", "loss", "error", *names])
         for row, index in enumerate(gathered.indices):
             likeliest = zip(p.top[row], p.probabilities[row], strict=True)
             cells = [value for answer, chance in likeliest for value in (classes[answer], f"{chance:.6f}")]
             sample, right = samples[index], int(p.top[row, 0] == p.labels[row])
-            table.writerow([sample.path, classes[sample.label], right, f"{p.losses[row]:.6f}", "", *cells])
+            write_row([sample.path, classes[sample.label], right, f"{max(0.0, p.losses[row]):.6f}", "", *cells])
         for index, reason in gathered.failures:
             sample = samples[index]
-            table.writerow([sample.path, classes[sample.label], "", "", reason, *[""] * len(names)])
+            write_row([sample.path, classes[sample.label], "", "", reason, *[""] * len(names)])
 
 
-def _write_matrix(path: Path, matrix: Any, classes: list[str]) -> None:
+def _write_matrix(path: Path, matrix: Any, classes: list[str], *, raw: bool) -> None:
     """Rows: true class; columns: answered class."""
     with open_text(path) as file:
-        table = csv.writer(file)
-        table.writerow(["true class", *classes])
-        table.writerows([name, *row] for name, row in zip(classes, matrix.tolist(), strict=True))
+        write_row = csv_writer(file, raw=raw)
+        write_row(["true class", *classes])
+        for name, row in zip(classes, matrix.tolist(), strict=True):
+            write_row([name, *row])
 
 
 def _draw_mistakes(

@@ -2,10 +2,11 @@
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit.cli.arguments import make_folder, split_told
+from vit.cli.arguments import split_told
 from vit.data.layouts import UNSPLIT
 from vit.errors import DataError, UnreadableImage, VitError, display_path
 from vit.files import dump_json, write_text
@@ -23,9 +24,8 @@ Facts = dict[str, Any]
 
 def evaluate_words(
     model: "ModelFile",
-    source: str,
-    data: str,
-    folder: Path,
+    facts: Facts,
+    folder: Callable[[str], Path],
     *,
     split: str | None,
     weights: Any,
@@ -38,52 +38,55 @@ def evaluate_words(
 ) -> int:
     """Measure a captioner, a fused classifier, a model from text to text, or a language model; -> the exit code.
 
+    `facts` hold the model and the data, and come back with the results; `folder` makes the folder for a split's report.
     `run` is the run folder that the model belongs to, if any.
     """
     from vit.evaluate.java_metrics import check_java
     from vit.models.encoder_decoder import EncoderDecoder
     from vit.writers import Captioner, FusedModel, Writer, words_of
 
-    reader = words_of(model, source, weights=weights, device=device)
+    data = facts["data"]
+    reader = words_of(model, facts["model"], weights=weights, device=device)
     if java:
         check_java("METEOR")
-    make_folder(folder, "--out", [data])  # now, not after an hour
-    facts: Facts = {"model": source, "data": data, "weights": weights or ("raw" if model.ema is None else "ema")}
     if isinstance(reader, Captioner):
         rules = GenerationConfig(beams=beams, no_repeat_ngram=no_repeat_ngram, max_length=reader.room(""))
-        lines = _captions(reader, data, split, batch_size, rules, java, facts)
+        lines = _captions(reader, split, batch_size, rules, java, facts, folder)
     elif isinstance(reader, FusedModel):
-        lines = _answers(reader, data, split, batch_size, facts)
+        lines = _answers(reader, split, batch_size, facts, folder)
     elif isinstance(reader.network, EncoderDecoder):
-        lines = _pairs(reader, data, split, batch_size, beams, facts)
+        lines = _pairs(reader, split, batch_size, beams, facts, folder)
     else:
         assert isinstance(reader, Writer)
-        lines = _language(reader, data, split, batch_size, run if _trained_on(run, data) else None, facts)
+        lines = _language(reader, split, batch_size, run if _trained_on(run, data) else None, facts, folder)
     if facts["split"] == UNSPLIT and _trained_on(run, data):
         log.info("trained on         most of them: they flatter the model; give it others, or splits of its own")
+    place = folder(facts["split"])
     name = "captions.jsonl" if isinstance(reader, Captioner) else "predictions.jsonl"
     if lines:
-        write_text(folder / name, "".join(dump_json(line) + "\n" for line in lines))
-    write_text(folder / "metrics.json", dump_json(facts, indent=1) + "\n")
-    log.info("report             %s", display_path(folder))
+        write_text(place / name, "".join(dump_json(line) + "\n" for line in lines))
+    write_text(place / "metrics.json", dump_json(facts, indent=1) + "\n")
+    log.info("report             %s", display_path(place))
     return 0
 
 
 def _captions(
     captioner: "Captioner",
-    data: str,
     split: str | None,
     batch_size: int,
     rules: GenerationConfig,
     java: bool,
     facts: Facts,
+    folder: Callable[[str], Path],
 ) -> list[Facts]:
     from vit.data.captions import list_evaluation_captions
     from vit.evaluate.captions import caption_scores
     from vit.evaluate.java_metrics import java_scores
 
+    data = facts["data"]
     listing = list_evaluation_captions(data, split=split)
     ((name, entries),) = listing.splits.items()
+    folder(name)  # now, not after an hour
     candidates: dict[str, str] = {}
     references: dict[str, list[str]] = {}
     lines: dict[str, Facts] = {}
@@ -155,11 +158,15 @@ _METRICS = {
 }
 
 
-def _answers(model: "FusedModel", data: str, split: str | None, batch_size: int, facts: Facts) -> list[Facts]:
+def _answers(
+    model: "FusedModel", split: str | None, batch_size: int, facts: Facts, folder: Callable[[str], Path]
+) -> list[Facts]:
     from vit.data.questions import list_evaluation_questions
 
+    data = facts["data"]
     listing = list_evaluation_questions(data, model.classes, split=split)
     ((name, entries),) = listing.splits.items()
+    folder(name)
     alone = sum(entry.path is None for entry in entries)
     lines, unreadable = [], []
     right: dict[str, list[bool]] = {"both": [], "picture alone": [], "text alone": []}
@@ -203,11 +210,15 @@ def _answers(model: "FusedModel", data: str, split: str | None, batch_size: int,
     return lines
 
 
-def _pairs(writer: "Writer", data: str, split: str | None, batch_size: int, beams: int, facts: Facts) -> list[Facts]:
+def _pairs(
+    writer: "Writer", split: str | None, batch_size: int, beams: int, facts: Facts, folder: Callable[[str], Path]
+) -> list[Facts]:
     from vit.data.text import list_evaluation_pairs
 
+    data = facts["data"]
     listing = list_evaluation_pairs(data, split=split)
     ((name, pairs),) = listing.splits.items()
+    folder(name)
     lines, right = [], []
     bar = _bar(len(pairs), "texts")
     for start in range(0, len(pairs), batch_size):
@@ -233,7 +244,12 @@ def _trained_on(run: Path | None, data: str) -> bool:
 
 
 def _language(
-    writer: "Writer", data: str, split: str | None, batch_size: int, trained: Path | None, facts: Facts
+    writer: "Writer",
+    split: str | None,
+    batch_size: int,
+    trained: Path | None,
+    facts: Facts,
+    folder: Callable[[str], Path],
 ) -> list[Facts]:
     """`trained` is the run that was trained on this very text, and held out its end."""
     import math
@@ -242,14 +258,17 @@ def _language(
     from vit.data.text import read_evaluation_corpus
 
     held_out = None if trained is None else compose([str(trained / "config.yaml")], []).data.val_fraction
+    data = facts["data"]
     name, text = read_evaluation_corpus(data, split=split, val_fraction=held_out)
+    folder(name)
     loss, tokens = writer.loss(text, batch_size=batch_size)
     letters = loss * tokens / math.log(2) / len(text)
-    facts |= {"split": name, "tokens": tokens, "loss": loss, "perplexity": math.exp(loss)}
+    perplexity = math.exp(loss) if loss < 700 else None  # beyond, it does not fit in a float
+    facts |= {"split": name, "tokens": tokens, "loss": loss, "perplexity": perplexity}
     facts["bits_per_character"] = letters
     log.info("tokens             %d of %d letters of %s, %s", tokens, len(text), display_path(data), split_told(name))
     log.info("loss               %.4f a token", loss)
-    log.info("perplexity         %.3f", math.exp(loss))
+    log.info("perplexity         %s", "too large for a float" if perplexity is None else f"{perplexity:.3f}")
     log.info("bits a letter      %.4f", letters)
     return []
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 
 from vit.errors import ConfigError, VitError, display_path, is_out_of_memory, printable
-from vit.signals import Stop
+from vit.signals import Stop, unwinding
 
 COMMANDS = (
     "train",
@@ -69,8 +69,9 @@ def main(argv: list[str]) -> int:
     options = argv[: argv.index("--")] if "--" in argv else argv
     debug = "--debug" in options
     try:
-        code = _main([word for word in options if word != "--debug"] + argv[len(options) :])
-        _flush()
+        with unwinding():
+            code = _main([word for word in options if word != "--debug"] + argv[len(options) :])
+            _flush()
         return code
     except VitError as error:
         if debug:

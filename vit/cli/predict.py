@@ -113,7 +113,8 @@ def predict(
     from vit.data.folders import path_of, read_image
 
     paths = iter(paths)
-    with ThreadPoolExecutor() as pool, torch.inference_mode():
+    with ThreadPoolExecutor() as pool, ExitStack() as stack, torch.inference_mode():
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # a signal need not wait for images that wait
         waiting: deque[tuple[str, Future[Tensor]]] = deque()
 
         def fetch(count: int) -> None:
