@@ -40,10 +40,10 @@ demo: install
 	@echo
 	@echo "pictures      demo/digits"
 	@echo "run           demo/run          (tensorboard --logdir demo/run)"
-	@echo "report        demo/run/evaluation/digits"
+	@echo "report        demo/run/evaluation/digits/val"
 	@echo "predictions   demo/predictions.jsonl"
 	@echo "scenes        demo/scenes"
-	@echo "captioner     demo/captioner    (its captions of unseen scenes: demo/captioner/evaluation/scenes)"
+	@echo "captioner     demo/captioner    (its captions of unseen scenes: demo/captioner/evaluation/scenes/val)"
 	@echo "word maps     demo/words        (after two minutes of training: some words still look elsewhere)"
 
 test: install

@@ -49,7 +49,7 @@ One transformer block, from image folders to captions.
   vit soup MODEL... --out F   average the weights of several runs
 
 `vit COMMAND --help` says more. --debug shows the traceback of a failure.
-Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130 interrupted, 138 requeued, 143 terminated.
+Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 129 hung up, 130 interrupted, 138 requeued, 143 terminated.
 """
 
 
