@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except Stop as stop:
-        return _fail("interrupted" if stop.number == 2 else "terminated", 128 + stop.number)
+        return _fail({1: "hung up", 2: "interrupted"}.get(stop.number, "terminated"), 128 + stop.number)
     except BrokenPipeError:
         _discard_output()
         return 0
