@@ -46,9 +46,9 @@ GENERATION = (
 )
 OPTIONS = {
     "evaluate": "MODEL DATA --out --split --weights --batch-size --workers "
-    "--accelerator --devices --beams --no-repeat-ngram --java --precision",
-    "predict": "MODEL PATH --text --top --format --out --batch-size --weights --device",
-    "data check": "DATA --json --html --list",
+    "--accelerator --devices --beams --no-repeat-ngram --java --csv-raw --precision --max-pixels",
+    "predict": "MODEL PATH --text --top --format --csv-raw --out --batch-size --weights --max-pixels --device",
+    "data check": "DATA --json --html --list --max-pixels",
     "data preview": "DATA --config --out --epoch",
     "data pack": "DATA --config",
     "data shard": "DATA --config --out --format --megabytes",
@@ -56,8 +56,9 @@ OPTIONS = {
     "data make scenes": "OUT --count --seed --size --simple",
     "data make dates": "OUT --count --seed",
     "attention": "MODEL IMAGE --method --layer --head --query --fusion --discard --class --compare --explorer "
-    "--score --limit --model-report --out --weights --device",
-    "caption": f"MODEL IMAGE --prompt {GENERATION} --out --attention --method --batch-size --weights --device",
+    "--score --limit --model-report --out --weights --max-pixels --device",
+    "caption": f"MODEL IMAGE --prompt {GENERATION} --out --attention --method --batch-size --weights --max-pixels "
+    "--device",
     "generate": f"MODEL --prompt {GENERATION} --weights --device",
     "embed": "MODEL --nearest --analogy --top --weights",
     "models": "PATTERN",

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any
 
@@ -118,7 +119,7 @@ def test_a_batch_of_broken_pictures_alone_is_empty_but_keeps_its_shape(broken):
 
 
 def test_a_picture_with_too_many_pixels_is_a_failure(samples):
-    item = ImageDataset(samples, EvaluationTransform(PREPROCESSING), max_pixels=100)[Draw(0, 0, 0)]
+    item = ImageDataset(samples, EvaluationTransform(replace(PREPROCESSING, max_pixels=100)))[Draw(0, 0, 0)]
     assert isinstance(item, Failed)
 
 

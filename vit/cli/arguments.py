@@ -100,6 +100,19 @@ def finite(text: str) -> float:
     return value
 
 
+def add_max_pixels(parser: argparse.ArgumentParser, default: str = "the model's") -> None:
+    """Add --max-pixels, the largest image that is decoded."""
+    parser.add_argument(
+        "--max-pixels", type=integer(1, 2**63 - 1), metavar="N", help=f"refuse larger images (default: {default})"
+    )
+
+
+def override_max_pixels(model: "ModelFile", max_pixels: int | None) -> None:
+    """Let the option --max-pixels, where it is given, take the place of the limit that the model was trained with."""
+    if max_pixels is not None:
+        model.preprocessing = {**model.preprocessing, "max_pixels": max_pixels}
+
+
 def add_generation(parser: argparse.ArgumentParser, *, beams: int) -> None:
     """Add the options of `GenerationConfig`; the command decides about those not given."""
     parser.add_argument(

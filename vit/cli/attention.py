@@ -7,7 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit.cli.arguments import MODEL_HELP, Parser, announce, finite, integer, make_folder
+from vit.cli.arguments import (
+    MODEL_HELP,
+    Parser,
+    add_max_pixels,
+    announce,
+    finite,
+    integer,
+    make_folder,
+    override_max_pixels,
+)
 from vit.errors import ConfigError, DataError, NonFiniteOutput, UnreadableImage, display_path
 from vit.explain import FOR_A_CLASS, FUSIONS, METHODS
 from vit.files import dump_json, whole_file, write_text
@@ -74,6 +83,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--model-report", action="store_true", help="what the model itself has learnt: no --method")
     parser.add_argument("--out", help="folder to write to (default: attention; of --score attention/DATA/SPLIT)")
     parser.add_argument("--weights", choices=("ema", "raw"), help="averaged or raw weights (default: averaged if any)")
+    add_max_pixels(parser)
     parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
     options = parser.parse_args(argv)
 
@@ -83,6 +93,7 @@ def main(argv: list[str]) -> int:
 
     _check_use(options)
     model = load_model(options.model)
+    override_max_pixels(model, options.max_pixels)
     classifier = classifier_of(model, options.model, weights=options.weights, device=options.device)
     request = _request(options, classifier)
     announce(model)
@@ -147,7 +158,7 @@ def draw(
     for number, image in enumerate(bar):
         path = paths[number]
         try:
-            picture = read_image(decode, image)
+            picture = read_image(lambda file: decode(file, classifier.preprocessing.max_pixels), image)
             drawn = _draw_one(classifier, path, picture, request, folder / _stem(path, number, paths))
         except (UnreadableImage, NonFiniteOutput) as error:
             failed += 1

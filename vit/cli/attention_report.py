@@ -106,7 +106,8 @@ def _pass(classifier: "Classifier", images: "list[str | UnreadableImage]") -> Pa
     paths = [path_of(image) for image in images]
     count = min(_SHOWN, len(paths))  # from all over: the pictures of a class stand side by side
     drawn = {paths[number * len(paths) // count] for number in range(count)}
-    for batch in _batches(images, max(1, _TOKENS // (grid[0] * grid[1])), passed):
+    at_once, limit = max(1, _TOKENS // (grid[0] * grid[1])), classifier.preprocessing.max_pixels
+    for batch in _batches(images, at_once, limit, passed):
         prepared = torch.stack([classifier.prepare(path) for path, _ in batch])
         measures = measured(network, classifier.normalise(prepared.to(classifier.device)))
         require_finite(measures.features)
@@ -127,7 +128,7 @@ def _pass(classifier: "Classifier", images: "list[str | UnreadableImage]") -> Pa
 
 
 def _batches(
-    images: "list[str | UnreadableImage]", size: int, passed: Passed
+    images: "list[str | UnreadableImage]", size: int, max_pixels: int, passed: Passed
 ) -> "Iterator[list[tuple[str, np.ndarray]]]":
     """Decoded pictures with their paths, `size` at a time; those that cannot be read are named and kept apart."""
     from tqdm import tqdm
@@ -140,7 +141,7 @@ def _batches(
     for image in bar:
         path = path_of(image)
         try:
-            batch.append((path, read_image(decode, image)))
+            batch.append((path, read_image(lambda file: decode(file, max_pixels), image)))
         except UnreadableImage as error:
             passed.unreadable.append({"path": path, "error": error.reason})
             bar.write(f"vit: {display_path(path)}: {error.reason}", file=sys.stderr)

@@ -9,6 +9,7 @@ from vit.cli.arguments import (
     MODEL_HELP,
     Parser,
     add_generation,
+    add_max_pixels,
     announce,
     check_out,
     generation_of,
@@ -17,6 +18,7 @@ from vit.cli.arguments import (
     mention_unknown,
     model_files,
     output_format,
+    override_max_pixels,
     result_stream,
 )
 from vit.errors import NonFiniteOutput, UnreadableImage, display_path
@@ -49,6 +51,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--batch-size", type=integer(1), default=8)
     parser.add_argument("--weights", choices=("ema", "raw"), help="averaged or raw weights (default: averaged if any)")
+    add_max_pixels(parser)
     parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
     options = parser.parse_args(argv)
     check_out(options.out)
@@ -61,6 +64,7 @@ def main(argv: list[str]) -> int:
     from vit.writers import Captioner, words_of
 
     model = load_model(options.model)
+    override_max_pixels(model, options.max_pixels)
     require_kind(model, ("captioner",), options.model)
     captioner = words_of(model, options.model, weights=options.weights, device=options.device)
     assert isinstance(captioner, Captioner)

@@ -4,8 +4,8 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-from vit.cli.arguments import Parser, check_out, integer
-from vit.data.config import LARGEST_SEED
+from vit.cli.arguments import Parser, add_max_pixels, check_out, integer
+from vit.data.config import LARGEST_SEED, MAX_PIXELS
 from vit.files import dump_json
 
 _PROGRESS_EVERY = 100  # pictures
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     if settings:
         parser.error(f"unrecognized arguments: {' '.join(settings)}")
     if arguments.command == "check":
-        return _check(arguments.data, arguments.json, arguments.html, arguments.list)
+        return _check(arguments.data, arguments.json, arguments.html, arguments.list, arguments.max_pixels)
     if arguments.set == "scenes":
         return _make_scenes(arguments.out, arguments.count, arguments.seed, arguments.size, arguments.simple)
     if arguments.set == "dates":
@@ -72,6 +72,7 @@ def _parser() -> Parser:
         help="write the pictures that can be used as a .csv that vit train takes: readable, of one class, and of equal "
         "ones one, in val or test rather than in train",
     )
+    add_max_pixels(check, default=f"{MAX_PIXELS}")
     preview = commands.add_parser(
         "preview",
         help="draw a training batch as the network will see it",
@@ -164,17 +165,18 @@ def _parser() -> Parser:
     return parser
 
 
-def _check(data: str, as_json: bool, page: str | None, good: str | None) -> int:
+def _check(data: str, as_json: bool, page: str | None, good: str | None, max_pixels: int | None) -> int:
     from vit.data.check import check, report_lines, write_good
 
     check_out(page, "--html", [data])
     check_out(good, "--list", [data])
-    report = check(data, progress=_show_progress if sys.stderr.isatty() else None)
+    limit = max_pixels or MAX_PIXELS
+    report = check(data, max_pixels=limit, progress=_show_progress if sys.stderr.isatty() else None)
     if page is not None:
         from vit.data.check_page import check_page
         from vit.files import write_text
 
-        write_text(Path(page), check_page(report))
+        write_text(Path(page), check_page(report, limit))
     if good is not None:
         write_good(report, Path(good))
     if as_json:

@@ -77,7 +77,7 @@ def pack(data: str, config: Config) -> int:
                 setup.config.augment, setup.preprocessing, kept_side=setup.config.data.cache_side
             )
         samples = setup.listing.splits.get(split, [])
-        dataset = ImageDataset(samples, transform, max_pixels=setup.config.data.max_pixels)
+        dataset = ImageDataset(samples, transform)
         keep_pictures(dataset, "disk", name=split)
         if dataset.cache is not None:
             failed += _fill(dataset, split)

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from vit.cli.arguments import (
     MODEL_HELP,
     Parser,
+    add_max_pixels,
     announce,
     integer,
+    override_max_pixels,
     run_of,
     seen_in_training,
     split_told,
@@ -37,9 +39,9 @@ _OF_CLASSIFIERS = ("precision", "workers", "devices", "csv_raw")
 _IDLE = {
     "classifier": ("beams", "no_repeat_ngram", "java"),
     "captioner": _OF_CLASSIFIERS,
-    "translator": (*_OF_CLASSIFIERS, "no_repeat_ngram", "java"),
+    "translator": (*_OF_CLASSIFIERS, "no_repeat_ngram", "java", "max_pixels"),
     "fused": (*_OF_CLASSIFIERS, "beams", "no_repeat_ngram", "java"),
-    "language": (*_OF_CLASSIFIERS, "beams", "no_repeat_ngram", "java"),
+    "language": (*_OF_CLASSIFIERS, "beams", "no_repeat_ngram", "java", "max_pixels"),
 }
 """options that have no effect on a kind of model"""
 
@@ -69,6 +71,7 @@ def main(argv: list[str]) -> int:
         "--csv-raw", action="store_true", help="no apostrophe before CSV cells that spreadsheets take for formulas"
     )
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32")
+    add_max_pixels(parser)
     options = parser.parse_args(argv)
     config = Config(
         data=DataConfig(batch_size=options.batch_size, workers=options.workers),
@@ -86,6 +89,7 @@ def main(argv: list[str]) -> int:
     for name in _IDLE[file.kind if file.kind in _IDLE else "classifier"]:
         if getattr(options, name) != parser.get_default(name):
             raise ConfigError(f"--{name.replace('_', '-')}: has no effect on a {file.kind}")
+    override_max_pixels(file, options.max_pixels)
     run = run_of(Path(options.model))
     facts = report_facts(options.model, options.data, options.weights or ("raw" if file.ema is None else "ema"))
 

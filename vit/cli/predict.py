@@ -13,12 +13,14 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO
 from vit.cli.arguments import (
     MODEL_HELP,
     Parser,
+    add_max_pixels,
     announce,
     check_out,
     integer,
     mention_unknown,
     model_files,
     output_format,
+    override_max_pixels,
     result_stream,
 )
 from vit.errors import ConfigError, DataError, UnreadableImage, display_path
@@ -53,6 +55,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", help="file to write, .jsonl or .csv, or to replace, instead of standard output")
     parser.add_argument("--batch-size", type=integer(1), default=32)
     parser.add_argument("--weights", choices=("ema", "raw"), help="averaged or raw weights (default: averaged if any)")
+    add_max_pixels(parser)
     parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
     options = parser.parse_args(argv)
     check_out(options.out)
@@ -64,6 +67,7 @@ def main(argv: list[str]) -> int:
     from vit.models.sources import load_model
 
     model = load_model(options.model)
+    override_max_pixels(model, options.max_pixels)
     try:
         if model.kind == "fused":
             from vit.writers import FusedModel, words_of

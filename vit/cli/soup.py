@@ -75,10 +75,16 @@ def soup(models: list[str], data: str | None, split: str, out: Path, config: Con
 
 def _difference(one: "ModelFile", other: "ModelFile") -> str:
     """What two models do not share, without which weights of equal shapes still mean other things."""
-    for name in ("kind", "classes", "preprocessing", "tokenizer"):
+    if _prepared(one) != _prepared(other):
+        return "preprocessing"
+    for name in ("kind", "classes", "tokenizer"):
         if getattr(one, name) != getattr(other, name):
             return name
     return "" if _computed(one.architecture) == _computed(other.architecture) else "architecture"
+
+
+def _prepared(file: "ModelFile") -> dict[str, Any]:
+    return {name: value for name, value in file.preprocessing.items() if name != "max_pixels"}
 
 
 def _computed(architecture: dict[str, Any]) -> dict[str, Any]:

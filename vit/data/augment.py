@@ -59,6 +59,7 @@ class TrainingTransform:
         self.margin = (height // 8, width // 8) if augment.crop == "pad" else (0, 0)
         """rows and columns by which a padded crop is shifted at most"""
         self._interpolation = preprocessing.interpolation
+        self.max_pixels = preprocessing.max_pixels
         self.fill = fill = tuple(round(255 * value) for value in preprocessing.mean)
         steps = [*_policy_steps(augment, fill), *_jitter_steps(augment), *_erase_steps(augment)]
         self._steps = A.Compose(steps, is_check_shapes=False) if steps else None
@@ -73,28 +74,28 @@ class TrainingTransform:
         """Whether there is more to vary than the place and the turn."""
         return self._steps is not None
 
-    def read(self, source: str | os.PathLike[str] | bytes, seed: int, max_pixels: int = 100_000_000) -> np.ndarray:
+    def read(self, source: str | os.PathLike[str] | bytes, seed: int) -> np.ndarray:
         """Decode as much of a picture as this draw needs, and vary it -> uint8 [h, w, 3].
 
         Raises UnreadableImage as `decode` does.
         """
         if self._fit is not None:
-            return self._varied(self._fit.read(source, max_pixels), *self.view(*self.size, seed))
+            return self._varied(self._fit.read(source), *self.view(*self.size, seed))
 
         def least(height: int, width: int) -> tuple[int, int]:
             view, _ = self.view(height, width, seed)
             return enough((height, width), (view.height, view.width), self.size)
 
-        return self.show(decode_copy(source, least, max_pixels, passing=True), seed)
+        return self.show(decode_copy(source, least, self.max_pixels, passing=True), seed)
 
-    def keep(self, source: str | os.PathLike[str] | bytes, max_pixels: int = 100_000_000) -> Copy:
+    def keep(self, source: str | os.PathLike[str] | bytes) -> Copy:
         """What a cache keeps of a picture for draws to come: all that is the same in every draw.
 
         Of pictures whose parts are drawn that is the whole, its short side shrunk to `kept_side`.
         """
         if self._fit is not None:
-            return self._fit.keep(source, max_pixels)
-        copy = decode_copy(source, self.kept_size, max_pixels)
+            return self._fit.keep(source)
+        copy = decode_copy(source, self.kept_size, self.max_pixels)
         height, width = self.kept_size(*copy.full)
         return Copy(resized(copy.pixels, (height, width), "bicubic", copy.extent), copy.full, (height, width))
 
@@ -107,7 +108,7 @@ class TrainingTransform:
 
     def kept_as(self) -> str:
         """Whatever changes what `keep` gives, in words."""
-        return f"short side {self.kept_side}" if self._fit is None else self._fit.kept_as()
+        return f"short side {self.kept_side}, {self.max_pixels}" if self._fit is None else self._fit.kept_as()
 
     def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
         """Vary `image` uint8 [H, W, 3] -> uint8 [h, w, 3]; the same seed gives the same pixels in every process."""

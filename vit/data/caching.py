@@ -77,7 +77,7 @@ def slot_room(dataset: ImageDataset) -> int:
     sizes = [0]
     for index in range(0, len(dataset), max(1, len(dataset) // _LOOKED_AT)):
         try:
-            size = picture_size(picture_source(dataset.path(index)), dataset.max_pixels)
+            size = picture_size(picture_source(dataset.path(index)), dataset.transform.max_pixels)
             height, width = dataset.kept_size(*size)
         except UnreadableImage:
             continue

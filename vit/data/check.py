@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from vit.data.config import MAX_PIXELS
 from vit.data.decode import decode
 from vit.data.duplicates import Fingerprint, fingerprint, near_pairs
 from vit.data.folders import training_problems
@@ -75,7 +76,7 @@ class _Picture:
 def check(
     data: str | os.PathLike[str],
     *,
-    max_pixels: int = 100_000_000,
+    max_pixels: int = MAX_PIXELS,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Decode every picture of a data set in any layout of `find_pictures`, and report what is amiss.

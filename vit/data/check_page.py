@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vit.data.check import Report
+from vit.data.config import MAX_PIXELS
 from vit.data.decode import decode_copy
 from vit.errors import UnreadableImage, display_path
 
@@ -30,7 +31,7 @@ img { max-width: 128px; max-height: 128px; image-rendering: auto; background: #e
 """
 
 
-def check_page(report: Report, max_pixels: int = 100_000_000) -> str:
+def check_page(report: Report, max_pixels: int = MAX_PIXELS) -> str:
     """One page with the counts, what must be mended, and thumbnails of the pictures in question. Needs no network."""
     return "\n".join(_page(report, max_pixels))
 

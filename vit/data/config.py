@@ -18,6 +18,9 @@ LARGEST_INT = 2**31 - 1
 LARGEST_SEED = 2**32 - 1
 """largest seed that NumPy's global generator takes, which Lightning seeds too"""
 
+MAX_PIXELS = 100_000_000
+"""largest number of pixels of an image, unless a setting or a model says otherwise"""
+
 MOST_WORKERS = 1024
 """largest number of worker processes; a larger one is a typing error that would exhaust the machine"""
 
@@ -54,6 +57,8 @@ class Preprocessing:
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    max_pixels: int = MAX_PIXELS
+    """images of more pixels are refused from their header; older model files do not have it"""
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "Preprocessing":
@@ -66,9 +71,11 @@ class Preprocessing:
         require(self.size[0] * self.size[1] <= _MOST_PIXELS, "size", self.size, f"at most {_MOST_PIXELS:,} pixels")
         require(0 < self.crop_fraction <= 1, "crop_fraction", self.crop_fraction, "must be in (0, 1]")
         require_colours("", self.mean, self.std)
+        valid = type(self.max_pixels) is int and 1 <= self.max_pixels < 2**63
+        require(valid, "max_pixels", self.max_pixels, "must be a positive integer")
 
 
-PREPARED = ("resize", "crop_fraction", "interpolation", "mean", "std")
+PREPARED = ("resize", "crop_fraction", "interpolation", "mean", "std", "max_pixels")
 """the settings of `data` that a model file holds as its `Preprocessing`"""
 
 
@@ -99,8 +106,8 @@ class DataConfig:
     """draw every class equally often"""
     repeats: int = 1
     """copies of each drawn picture in an epoch's order, each augmented differently (repeated augmentation)"""
-    max_pixels: int = 100_000_000
-    """pictures with more pixels than this are refused from their header"""
+    max_pixels: int = MAX_PIXELS
+    """images with more pixels are refused from their header, by the trained model too"""
     cache: Cache = "auto"
     """decoded pictures kept for the next epoch: in memory that all workers share (ram), in one file in the user's cache
     folder (disk; `vit data pack` makes it beforehand), all of them on the GPU (device; small pictures); auto: ram

@@ -92,7 +92,6 @@ class ImageDataset(Dataset[Loaded | Failed]):
         transform: "EvaluationTransform | TrainingTransform",
         *,
         seed: int = 0,
-        max_pixels: int = 100_000_000,
         cache: PixelCache | None = None,
     ) -> None:
         # One block of bytes and two arrays: a million string objects would be copied into every worker process,
@@ -103,7 +102,6 @@ class ImageDataset(Dataset[Loaded | Failed]):
         self.labels = np.array([sample.label for sample in samples], dtype=np.int64)
         self.transform = transform
         self.seed = seed
-        self.max_pixels = max_pixels
         self.cache = cache
 
     def __len__(self) -> int:
@@ -150,12 +148,10 @@ class ImageDataset(Dataset[Loaded | Failed]):
         transform = self.transform
         kept = None if cache is None else self.keep(cache, draw.index)
         if isinstance(transform, EvaluationTransform):
-            return (
-                transform.read(picture_source(self.path(draw.index)), self.max_pixels) if kept is None else kept.pixels
-            )
+            return transform.read(picture_source(self.path(draw.index))) if kept is None else kept.pixels
         seed = draw_seed(self.seed, *draw)
         if kept is None:
-            return transform.read(picture_source(self.path(draw.index)), seed, self.max_pixels)
+            return transform.read(picture_source(self.path(draw.index)), seed)
         return transform.show(kept, seed)
 
     def keep(self, cache: PixelCache, index: int) -> Copy:
@@ -168,12 +164,12 @@ class ImageDataset(Dataset[Loaded | Failed]):
 
     def kept(self, index: int) -> Copy:
         """What caches keep of picture `index`, decoded now. Raises UnreadableImage."""
-        return self.transform.keep(picture_source(self.path(index)), self.max_pixels)
+        return self.transform.keep(picture_source(self.path(index)))
 
     @property
     def how(self) -> str:
         """How pictures are kept, in words: whatever changes what a cache holds."""
-        return f"{self.transform.kept_as()} {self.max_pixels}"
+        return self.transform.kept_as()
 
     def mark(self) -> str:
         """What a cache must have been made of to hold these pictures."""
@@ -356,11 +352,10 @@ def evaluation_loader(
     workers: int,
     rank: int = 0,
     world: int = 1,
-    max_pixels: int = 100_000_000,
     pin_memory: bool = False,
 ) -> "DataLoader[Batch]":
     """Every sample once over all ranks, in order, as `preprocessing` says; the last batch may be smaller."""
-    dataset = ImageDataset(samples, EvaluationTransform(preprocessing), max_pixels=max_pixels)
+    dataset = ImageDataset(samples, EvaluationTransform(preprocessing))
     sampler = ExactSampler(len(samples), rank=rank, world=world)
     return image_loader(dataset, sampler, batch_size=batch_size, workers=workers, pin_memory=pin_memory)
 

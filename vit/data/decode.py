@@ -31,6 +31,7 @@ from PIL import (
     features,
 )
 
+from vit.data.config import MAX_PIXELS
 from vit.data.orientation import TRANSPOSED, jpeg_orientation, orientation_of, upright
 from vit.data.pixels import to_rgb
 from vit.data.tiff import MAGIC, decode_tiff, layout_of, loaded_rgb, read_layout
@@ -86,7 +87,7 @@ class Copy:
         return cls(pixels, size, size)
 
 
-def decode(source: str | os.PathLike[str] | bytes, max_pixels: int = 100_000_000) -> np.ndarray:
+def decode(source: str | os.PathLike[str] | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode one picture, given as a path or as the bytes of a file, to uint8 [H, W, 3] in RGB, upright.
 
     16 bits a channel are scaled to 8, transparency is laid over white, the first frame of an animation is taken.
@@ -97,7 +98,7 @@ def decode(source: str | os.PathLike[str] | bytes, max_pixels: int = 100_000_000
 
 
 def decode_copy(
-    source: str | os.PathLike[str] | bytes, least: Least, max_pixels: int = 100_000_000, *, passing: bool = False
+    source: str | os.PathLike[str] | bytes, least: Least, max_pixels: int = MAX_PIXELS, *, passing: bool = False
 ) -> Copy:
     """Decode one picture as `decode` does, or a copy of it that is as large as `least` says of the upright picture.
 
@@ -250,7 +251,7 @@ def is_regular(path: str) -> None:
     _open_regular(path).close()
 
 
-def read_picture(path: str | os.PathLike[str], max_pixels: int = 100_000_000) -> tuple[str, bytes]:
+def read_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> tuple[str, bytes]:
     """The name and the bytes of a file that may be a picture, or of a picture that lies in a tar."""
     name = os.fspath(path)
     packed = _IN_TAR.fullmatch(name)

@@ -129,7 +129,7 @@ class ImageFolderData(EpochData):
             world=world,
         )
         sampler.start_at(self._epoch, self._batch * self._data.batch_size)
-        dataset = ImageDataset(samples, transform, seed=self._seed, max_pixels=self._data.max_pixels)
+        dataset = ImageDataset(samples, transform, seed=self._seed)
         self._keep(dataset, "train")
         if self._data.cache == "device":
             return self._on_device(dataset, sampler, drop_last=len(sampler) >= self._data.batch_size)
@@ -153,7 +153,7 @@ class ImageFolderData(EpochData):
         samples = self._samples("val")
         if len(samples) < world:  # Lightning would wait for ever for the device without any
             raise DataError(f"{display_path(self.listing.name)}: {len(samples)} pictures for val on {world} devices")
-        dataset = ImageDataset(samples, EvaluationTransform(self.preprocessing), max_pixels=self._data.max_pixels)
+        dataset = ImageDataset(samples, EvaluationTransform(self.preprocessing))
         sampler = ExactSampler(len(samples), rank=rank, world=world)
         self._keep(dataset, "val")
         if self._data.cache == "device":
@@ -170,7 +170,7 @@ class ImageFolderData(EpochData):
     def _stream(self, listing: ShardListing, transform: "TrainingTransform") -> "DataLoader[Batch]":
         from vit.data.shard_stream import ShardLoader, ShardStream
 
-        stream = ShardStream(listing.files("train"), transform, seed=self._seed, max_pixels=self._data.max_pixels)
+        stream = ShardStream(listing.files("train"), transform, seed=self._seed)
         return ShardLoader(
             stream,
             batch_size=self._data.batch_size,

@@ -17,9 +17,9 @@ from vit.data.shards import loaded, unreadable
 class ShardStream(StreamingDataset):
     """Pictures of one split of shards, each varied by (seed, epoch, index) as everywhere."""
 
-    def __init__(self, files: str, transform: TrainingTransform, *, seed: int, max_pixels: int = 100_000_000) -> None:
+    def __init__(self, files: str, transform: TrainingTransform, *, seed: int) -> None:
         super().__init__(files, shuffle=True, seed=seed, drop_last=True)
-        self._files, self._vary, self._max_pixels = files, transform, max_pixels
+        self._files, self._vary = files, transform
 
     def __getitem__(self, index: Any) -> Loaded | Failed:
         try:
@@ -27,7 +27,7 @@ class ShardStream(StreamingDataset):
         except Exception as error:  # the engine raises many kinds
             raise unreadable(self._files, error) from error
         varied = draw_seed(self.seed, self.current_epoch - 1, int(sample["index"]), 0)
-        return loaded(sample, lambda data: self._vary.read(data, varied, self._max_pixels), self._vary.size)
+        return loaded(sample, lambda data: self._vary.read(data, varied), self._vary.size)
 
 
 class ShardLoader(StreamingDataLoader):

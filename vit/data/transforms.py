@@ -35,18 +35,19 @@ class EvaluationTransform:
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.preprocessing = preprocessing
         self.size = preprocessing.size
+        self.max_pixels = preprocessing.max_pixels
         self._interpolation = preprocessing.interpolation
         self._scaled = tuple(math.floor(side / preprocessing.crop_fraction) for side in preprocessing.size)
 
-    def read(self, source: str | os.PathLike[str] | bytes, max_pixels: int = 100_000_000) -> np.ndarray:
+    def read(self, source: str | os.PathLike[str] | bytes) -> np.ndarray:
         """Decode a picture and fit it -> uint8 [h, w, 3]. Raises UnreadableImage as `decode` does."""
-        copy = decode_copy(source, self._least, max_pixels, passing=True)
+        copy = decode_copy(source, self._least, self.max_pixels, passing=True)
         fitted = self.fit(copy)
         return fitted.copy() if np.may_share_memory(fitted, copy.pixels) else fitted
 
-    def keep(self, source: str | os.PathLike[str] | bytes, max_pixels: int = 100_000_000) -> Copy:
+    def keep(self, source: str | os.PathLike[str] | bytes) -> Copy:
         """What a cache keeps of a picture: all that `read` gives."""
-        return Copy.whole(self.read(source, max_pixels))
+        return Copy.whole(self.read(source))
 
     def kept_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of what a cache keeps of a picture [H, W]."""

@@ -96,8 +96,8 @@ _NAMES = [  # transformers' names, and ours, in this order
 _UNUSED = re.compile(r"(pooler|decoder|text_model|text_projection)\.|embeddings\.(mask_token|position_ids)$|logit_")
 
 _HALF = (0.5, 0.5, 0.5)
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-_CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+_IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_CLIP: dict[str, Any] = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 _DINOV2 = Preprocessing((224, 224), "crop", 224 / 256, "bicubic", **_IMAGENET)
 _USUAL = {  # how the published weights of each kind were fed
     "vit": Preprocessing((224, 224), "squash", 1.0, "bilinear", _HALF, _HALF),

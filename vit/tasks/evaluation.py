@@ -89,7 +89,6 @@ def answers(
         workers=worker_count(config.data.workers, int(os.environ.get("LOCAL_WORLD_SIZE", 1))),
         rank=rank,
         world=world,
-        max_pixels=config.data.max_pixels,
         pin_memory=device.type == "cuda",
     )
     normalise = Normalise(preprocessing).to(device)

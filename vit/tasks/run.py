@@ -149,7 +149,7 @@ def settle_cache(
     from vit.data.augment import TrainingTransform  # takes a second, and evaluation does without
 
     transform = TrainingTransform(config.augment, preprocessing, kept_side=config.data.cache_side)
-    dataset = ImageDataset([Sample(path, 0) for path in paths], transform, max_pixels=config.data.max_pixels)
+    dataset = ImageDataset([Sample(path, 0) for path in paths], transform)
     times = config.train.epochs if decode else 1
     choice = choose_cache(dataset, times=times, processes=max(1, torch.cuda.device_count()))
     return replace(config, data=replace(config.data, cache=choice.cache)), choice.reason
@@ -397,10 +397,7 @@ def _callbacks(config: Config, run: Path) -> list[L.Callback]:
 
 
 def _preprocessing(config: Config, architecture: VisionArchitecture) -> Preprocessing:
-    data = config.data
-    return Preprocessing(
-        architecture.image_size, data.resize, data.crop_fraction, data.interpolation, data.mean, data.std
-    )
+    return Preprocessing(architecture.image_size, **{name: getattr(config.data, name) for name in PREPARED})
 
 
 def _architecture_like(start: ModelFile, model: ModelConfig, classes: int) -> VisionArchitecture:

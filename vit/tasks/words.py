@@ -324,7 +324,7 @@ def _dataset(
         if training:
             transform = TrainingTransform(config.augment, preprocessing, kept_side=side)
         samples = [Sample(path, 0) for path in words.images[split]]
-        images = ImageDataset(samples, transform, seed=config.train.seed, max_pixels=config.data.max_pixels)
+        images = ImageDataset(samples, transform, seed=config.train.seed)
     part = texts[split]
     return WordDataset(
         part.groups,
