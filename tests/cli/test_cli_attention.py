@@ -53,6 +53,31 @@ def test_every_method_writes_a_picture_and_its_numbers(
     assert entry["maps"]["generic"]["of"] in ("blue", "green", "red")
 
 
+def test_a_model_whose_patches_do_not_fill_the_image_has_maps_of_what_they_cover(
+    vit: Any, colour_folder: Path, tmp_path: Path
+) -> None:
+    """As SigLIP's 27 patches of 14 pixels in 384; here 2 of 8 in 20, so that the last fifth of each side is unseen."""
+    torch.manual_seed(0)
+    architecture = VisionArchitecture((20, 20), (8, 8), dim=8, depth=1, heads=2, hidden=8, classes=3)
+    network = VisionTransformer(architecture)
+    torch.nn.init.normal_(network.head.weight)  # type: ignore[arg-type]
+    file = classifier_file(network, ["blue", "green", "red"], asdict(Preprocessing((20, 20), crop_fraction=1.0)))
+    save_model(file, tmp_path / "model.safetensors")
+    grey, out = tmp_path / "grey.png", tmp_path / "maps"
+    Image.fromarray(np.full((200, 200, 3), 200, np.uint8)).save(grey)
+    outcome = vit("attention", tmp_path / "model.safetensors", grey, "--method=generic", "--out", out, "--device=cpu")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert np.load(out / "grey.generic.npy").shape == (2, 2)
+    with Image.open(out / "grey.generic.png") as drawn:
+        times = drawn.width // 200
+        pixels = np.asarray(drawn)[: 200 * times : times, ::times]
+    assert (pixels[160:] == 60).all()
+    assert (pixels[:, 160:] == 60).all()
+    assert (pixels[:160, :160] != 60).any(axis=2).all()
+    scored = ("attention", tmp_path / "model.safetensors", colour_folder, "--score", "--limit=4", "--device=cpu")
+    assert vit(*scored, "--out", tmp_path / "scores").code == 0
+
+
 def test_layer_head_query_and_class_are_those_of_the_python_function(
     vit: Any, trained_run: Path, picture: Path, tmp_path: Path
 ) -> None:

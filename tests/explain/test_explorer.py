@@ -192,6 +192,18 @@ def test_a_picture_view_holds_what_the_methods_say() -> None:
     np.testing.assert_allclose(view.answers[0].values, of_class, atol=1e-6)
 
 
+def test_a_picture_view_shows_the_pixels_that_patches_cover() -> None:
+    network, picture = vision(image_size=(37, 54)), pixels()
+    larger = np.pad(picture, ((0, 5), (0, 6), (0, 0)), constant_values=7)
+    view = picture_view("photo.png", larger, network, normalised(larger), CLASSES)
+    patches = view.tokens["picture"]
+    assert isinstance(patches, Patches)
+    assert patches.grid == (4, 6)
+    assert np.array_equal(patches.pixels, picture)
+    plain = picture_view("photo.png", picture, network, normalised(picture), CLASSES)
+    assert all(np.array_equal(one.values, other.values) for one, other in zip(view.maps, plain.maps, strict=True))
+
+
 def test_words_of_a_caption_attend_to_what_had_been_read_when_they_were_written() -> None:
     caption = decoder(5, torch.randn(1, 26, 32))
     view = caption_view("caption", Patches(pixels(), (4, 6), ("class", "extra")), SENTENCE[:5], caption)

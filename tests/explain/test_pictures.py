@@ -43,6 +43,20 @@ def test_what_the_model_did_not_see_is_dark() -> None:
     assert (drawn[12:28, 17:43] != 60).any()
 
 
+def test_pixels_that_no_patch_covers_are_dark_at_the_bottom_and_right() -> None:
+    """A model of 384 pixels with patches of 14: a map of 27 x 27 covers the upper left 378 x 378."""
+    assert Box(0, 0, 384, 384).of_patches((384, 384), (14, 14)) == Box(0, 0, 378, 378)
+    assert Box(8, 16, 24, 48).of_patches((20, 20), (8, 5)) == Box(8, 16, 8 + 16 * 0.8, 48)
+    picture = np.full((384, 384, 3), 200, np.uint8)
+    values = np.zeros((27, 27))
+    values[26, 26] = 1
+    drawn = overlay(picture, values, Box(0, 0, 384, 384).of_patches((384, 384), (14, 14)), "x")[:384]
+    assert (drawn[378:] == 60).all()
+    assert (drawn[:, 378:] == 60).all()
+    seen = drawn[:378, :378].astype(int) @ (coloured(np.array(1.0)).astype(int) - coloured(np.array(0.0)))
+    assert seen[364:, 364:].min() > seen[:350].max()
+
+
 def test_no_difference_is_the_middle_colour_and_signs_part() -> None:
     picture = np.zeros((20, 20, 3), np.uint8)
     none = overlay(picture, np.zeros((2, 2)), Box(0, 0, 20, 20), "x", difference=True)[:20]

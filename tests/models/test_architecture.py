@@ -24,8 +24,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"registers": -1}, "model.registers: must be at least 0, got -1"),
     ({"image_size": (0, 32)}, "model.image_size: must be at least 1, got 0"),
     ({"patch_size": (16, 0)}, "model.patch_size: must be at least 1, got 0"),
-    ({"image_size": (30, 48)}, "model.image_size: must be a multiple of the patch size 16 x 8, got 30 x 48"),
-    ({"image_size": (32, 44)}, "model.image_size: must be a multiple of the patch size 16 x 8, got 32 x 44"),
+    ({"image_size": (15, 48)}, "model.image_size: must be at least one patch, 16 x 8, got 15 x 48"),
+    ({"image_size": (32, 7)}, "model.image_size: must be at least one patch, 16 x 8, got 32 x 7"),
     ({"heads": 5}, "model.heads: must divide dim 24, got 5"),
     ({"dropout": 1.0}, "model.dropout: must be in [0, 1), got 1.0"),
     ({"attention_dropout": -0.1}, "model.attention_dropout: must be in [0, 1), got -0.1"),
@@ -50,6 +50,16 @@ def test_grid_and_prefix_follow_from_the_shape() -> None:
     assert TINY.prefix == 1
     assert replace(TINY, registers=4).prefix == 5
     assert replace(TINY, class_token=False, pool="mean").prefix == 0
+
+
+def test_an_image_size_that_patches_do_not_fill_is_representable_and_refused_where_a_user_chooses_it() -> None:
+    partial = replace(TINY, image_size=(47, 55))
+    assert (partial.grid, partial.has_whole_patches, TINY.has_whole_patches) == ((2, 6), False, True)
+    TINY.require_whole_patches()
+    with pytest.raises(
+        ConfigError, match=r"^model.image_size: must be a multiple of the patch size 16 x 8, got 47 x 55$"
+    ):
+        partial.require_whole_patches()
 
 
 @pytest.mark.parametrize("size", list(SIZES))

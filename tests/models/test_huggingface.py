@@ -207,16 +207,31 @@ def test_an_image_side_that_says_only_what_differs_is_read(tmp_path: Path) -> No
 
 
 @torch.no_grad()
-def test_a_patch_that_does_not_divide_the_picture_leaves_margins_out(tmp_path: Path) -> None:
-    """As in SigLIP So400m, 27 patches of 14 pixels in 384."""
-    theirs = peer("siglip", image_size=36)
+@pytest.mark.parametrize("name", ["siglip", "vit classifier", "clip"])
+def test_pixels_that_do_not_fill_a_patch_are_ignored_as_in_transformers(name: str, tmp_path: Path) -> None:
+    """As in SigLIP So400m, 27 patches of 14 pixels in 384: the model sees the upper left."""
+    theirs = peer(name, image_size=36)
     ours, images = from_huggingface(theirs), torch.randn(2, 3, 36, 36)
-    assert ours.architecture.image_size == (32, 32)
+    assert (ours.architecture.image_size, ours.architecture.grid) == ((36, 36), (4, 4))
+    assert_close(ours.encode(images), tokens_of(theirs, images))
     assert_close(ours.encode(images[..., :32, :32]), tokens_of(theirs, images))
     theirs.save_pretrained(tmp_path)
     save_json(tmp_path / "preprocessor_config.json", size={"height": 36, "width": 36}, resample=3)
-    prepared = read_huggingface_folder(tmp_path).preprocessing
-    assert (prepared["size"], prepared["resize"], prepared["crop_fraction"]) == ((32, 32), "squash", 32 / 36)
+    file = read_huggingface_folder(tmp_path)
+    prepared = file.preprocessing
+    assert (prepared["size"], prepared["resize"], prepared["crop_fraction"]) == ((36, 36), "squash", 1.0)
+    assert_close(build_network(file).encode(images), tokens_of(theirs, images))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["vit", "deit", "dinov2", "registers", "clip", "siglip"])
+@pytest.mark.parametrize("size", [(48, 48), (24, 40), (36, 36)])
+def test_positions_are_resampled_as_transformers_does_for_an_image_size(name: str, size: tuple[int, int]) -> None:
+    theirs, images = peer(name), torch.randn(2, 3, *size)
+    tower, options = tower_of(theirs), {} if name in ("dinov2", "registers") else {"interpolate_pos_encoding": True}
+    expected = tower(images, **options).last_hidden_state
+    expected = tower.post_layernorm(expected) if name == "clip" else expected
+    assert_close(from_huggingface(theirs, image_size=size).encode(images), expected)
 
 
 @torch.no_grad()
@@ -269,7 +284,7 @@ KEPT = {"do_center_crop": True, "crop_size": {"height": 224, "width": 224}}
     ],
 )
 def test_preprocessing_is_what_the_folder_says(described: dict[str, Any], changes: dict[str, Any]) -> None:
-    assert preprocessing_of(described, USUAL, (8, 8)) == replace(USUAL, **changes)
+    assert preprocessing_of(described, USUAL) == replace(USUAL, **changes)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +302,7 @@ def test_preprocessing_is_what_the_folder_says(described: dict[str, Any], change
 )
 def test_preparation_that_we_do_not_have_is_named(described: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=f"^not supported from transformers: .*{words}"):
-        preprocessing_of(described, USUAL, (8, 8))
+        preprocessing_of(described, USUAL)
 
 
 @pytest.mark.parametrize("size", [None, 40, "mapping"])
@@ -305,7 +320,7 @@ def test_the_same_pixels_as_the_processors_of_transformers(name: str, size: Any,
     elif size == "mapping":
         described |= {"size": {"height": 40, "width": 40}, "crop_size": {"height": 32, "width": 32}}
         processor = type(processor).from_dict(described)
-    ours = preprocessing_of(described, USUAL, (8, 8))
+    ours = preprocessing_of(described, USUAL)
     picture = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     theirs = processor(picture, return_tensors="pt")["pixel_values"]
     height, width = theirs.shape[-2:]

@@ -16,7 +16,7 @@ from torch import nn
 
 from vit.errors import ConfigError
 from vit.models.architecture import ModelConfig
-from vit.models.timm import from_timm, to_timm
+from vit.models.timm import architecture_of, from_timm, to_timm
 from vit.models.vision import VisionTransformer
 
 MODULES = ("vision_transformer", "deit", "eva")
@@ -118,11 +118,40 @@ def test_what_our_block_does_not_have_is_refused_by_name(name: str, word: str) -
 
 
 def test_how_many_names_pass(capsys: pytest.CaptureFixture[str]) -> None:
-    """The number that may not fall; the names behind it are each tested above."""
-    passing = len(NAMES) - len(REASONS) - len(BROKEN_IN_TIMM)
+    """Every name loads at its own image size; their outputs are each compared above. The number may not fall."""
+    names = [name for name in NAMES if name not in REASONS.keys() | BROKEN_IN_TIMM]
+    for name in names:
+        with torch.device("meta"):
+            theirs: Any = timm.create_model(name, depth=1)
+        a = architecture_of(theirs)
+        assert (a.image_size, a.grid) == (theirs.patch_embed.img_size, theirs.patch_embed.grid_size), name
     with capsys.disabled():
-        print(f"\n{passing} of timm's {len(NAMES)} names in {', '.join(MODULES)} load with equal outputs")
-    assert passing >= 254
+        print(f"\n{len(names)} of timm's {len(NAMES)} names in {', '.join(MODULES)} load with equal outputs")
+    assert len(names) >= 254
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["vit_so400m_patch14_siglip_384", "vit_so400m_patch14_siglip_gap_384"])
+def test_pixels_that_do_not_fill_a_patch_are_ignored_as_in_timm(name: str) -> None:
+    """384 pixels hold 27 patches of 14 pixels; the last 6 rows and columns belong to none."""
+    theirs = randomised(timm.create_model(name, depth=2, num_heads=1, embed_dim=72, num_classes=7))
+    ours, images = from_timm(theirs), torch.randn(2, 3, 384, 384)
+    assert (ours.architecture.image_size, ours.architecture.grid) == ((384, 384), (27, 27))
+    assert difference(ours.encode(images), theirs.forward_features(images)) <= 1e-4
+    assert difference(ours(images), theirs(images)) <= 1e-4
+    changed = images.clone()
+    changed[..., 378:, :], changed[..., 378:] = 0, 0
+    assert torch.equal(ours(changed), ours(images))
+    back: Any = to_timm(ours)
+    assert_same(back.state_dict(), theirs.state_dict())
+    assert torch.equal(back(images), theirs(images))
+    with pytest.raises(
+        ConfigError, match=r"^model.image_size: must be a multiple of the patch size 14 x 14, got 200 x"
+    ):
+        ours.set_input_size((200, 200))
+    ours.set_input_size((224, 224))
+    theirs.set_input_size(img_size=(224, 224))  # type: ignore[operator]
+    assert difference(ours(images[..., :224, :224]), theirs(images[..., :224, :224])) <= 1e-4
 
 
 @torch.no_grad()

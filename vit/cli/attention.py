@@ -195,6 +195,7 @@ def _draw_one(
     images = classifier.normalise(classifier.prepare(path)[None].to(classifier.device))
     times = max(1, _LARGE_ENOUGH // min(picture.shape[:2]))
     box = Box(*(times * side for side in classifier.transform.seen(*picture.shape[:2])))
+    box = box.of_patches(images.shape[-2:], network.architecture.patch_size)
     shown_picture = picture.repeat(times, axis=0).repeat(times, axis=1)
     answer = "" if not classifier.classes else _answer(classifier, images)
     written: dict[str, Any] = {"answer": answer, "maps": {}}

@@ -332,7 +332,8 @@ def _box(classifier: "Classifier", picture: "np.ndarray") -> "Box":
 
     height, width = picture.shape[:2]
     top, left, bottom, right = classifier.transform.seen(height, width)
-    return Box(top / height, left / width, bottom / height, right / width)
+    box = Box(top / height, left / width, bottom / height, right / width)
+    return box.of_patches(classifier.preprocessing.size, classifier.network.architecture.patch_size)
 
 
 def _thumbnail(picture: "np.ndarray") -> "np.ndarray":

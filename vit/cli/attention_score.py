@@ -154,10 +154,12 @@ def _follow(classifier: "Classifier", batch: "Batch", names: list[str], found: F
 
     from vit.explain import faithfulness
     from vit.models.outputs import require_finite, top_classes
+    from vit.nn import whole_patches
 
     batch = batch.to(classifier.device)
-    pictures, labels, numbers = batch.images.float(), batch.labels, batch.indices.tolist()
-    images = classifier.normalise(batch.images)
+    seen = whole_patches(batch.images, classifier.network.architecture.patch_size)  # no map says anything of the rest
+    pictures, labels, numbers = seen.float(), batch.labels, batch.indices.tolist()
+    images = classifier.normalise(seen)
 
     @torch.inference_mode()
     def logits(changed: "Tensor") -> "Tensor":
@@ -228,8 +230,12 @@ def _point(
     import torch
 
     from vit.explain.faithfulness import blanked_quarters, mosaic, pointing
+    from vit.nn import whole_patches
 
-    pictures = mosaic(torch.stack([classifier.prepare(path) for path in tiles])[None]).to(classifier.device)
+    seen = whole_patches(
+        torch.stack([classifier.prepare(path) for path in tiles]), classifier.network.architecture.patch_size
+    )
+    pictures = mosaic(seen[None]).to(classifier.device)
     images = classifier.normalise(pictures).expand(4, -1, -1, -1)
     classes, cells = torch.tensor(targets, device=images.device), torch.arange(4, device=images.device)
     for name in names:

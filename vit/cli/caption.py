@@ -169,12 +169,15 @@ def _draw(captioner: "Captioner", picture: "Tensor", caption: "Caption", method:
     """Write the picture beside its words' maps."""
     from vit.evaluate.plots import GALLERY, gallery
     from vit.explain.pictures import Box, color_scale, laid_over
+    from vit.models.architecture import VisionArchitecture
 
     seen = picture.permute(1, 2, 0).numpy()
     maps = captioner.word_maps(picture, caption, method=method).numpy()
     times = max(1, 160 // min(seen.shape[:2]))
     large = seen.repeat(times, axis=0).repeat(times, axis=1)
-    box = Box(0, 0, *large.shape[:2])
+    encoder = captioner.network.encoder.architecture
+    assert isinstance(encoder, VisionArchitecture)
+    box = Box(0, 0, *large.shape[:2]).of_patches(seen.shape[:2], encoder.patch_size)
     tiles = [(large, caption.text)]
     for word, values in zip(caption.words, maps, strict=True):
         scale = color_scale(values)

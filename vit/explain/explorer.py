@@ -434,9 +434,10 @@ def _answers(
 
 
 def patches_of(network: VisionTransformer, pixels: np.ndarray) -> Patches:
-    """The tokens of a picture uint8 [H, W, 3] as the network saw it."""
+    """The tokens of a picture uint8 [H, W, 3] as the network saw it, cropped to whole patches."""
     a = network.architecture
     grid = (pixels.shape[0] // a.patch_size[0], pixels.shape[1] // a.patch_size[1])
+    pixels = pixels[: grid[0] * a.patch_size[0], : grid[1] * a.patch_size[1]]
     registers = [f"register {number + 1}" for number in range(a.registers)]
     prefix = (*["class"] * a.class_token, *["distillation"] * a.distilled, *registers)
     return Patches(pixels, grid, prefix, pools=a.pool == "class")

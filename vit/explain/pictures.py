@@ -4,6 +4,7 @@ Colors are cividis, for one map, and purple to orange, for a difference: color-b
 Letters: H, W height and width of an image in pixels.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from itertools import groupby
 from typing import NamedTuple
@@ -32,6 +33,12 @@ class Box(NamedTuple):
     left: float
     bottom: float
     right: float
+
+    def of_patches(self, image_size: Sequence[int], patch_size: Sequence[int]) -> "Box":
+        """Return the part that the patches of a model input of `image_size` pixels cover; it ends with the last one."""
+        down, across = (side // patch * patch / side for side, patch in zip(image_size, patch_size, strict=True))
+        bottom, right = self.top + down * (self.bottom - self.top), self.left + across * (self.right - self.left)
+        return Box(self.top, self.left, bottom, right)
 
 
 class Scale(NamedTuple):

@@ -90,7 +90,7 @@ class VisionArchitecture:
     """Everything that decides the shape of a VisionTransformer's tensors and what it computes from them."""
 
     image_size: tuple[int, int]
-    """height, width in pixels"""
+    """height, width in pixels; the patch embedding ignores what is left at the bottom and right of whole patches"""
     patch_size: tuple[int, int]
     dim: int
     depth: int
@@ -157,9 +157,8 @@ class VisionArchitecture:
         for name in ("image_size", "patch_size"):
             for side in getattr(self, name):
                 require_within("model", name, side, 1)
-        for side, patch in zip(self.image_size, self.patch_size, strict=True):
-            rule = f"must be a multiple of the patch size {self.patch_size[0]} x {self.patch_size[1]}"
-            _require(side % patch == 0, "image_size", self.image_size, rule)
+        rule = f"must be at least one patch, {self.patch_size[0]} x {self.patch_size[1]}"
+        _require(min(self.grid) >= 1, "image_size", self.image_size, rule)
         table = (self.grid[0] * self.grid[1] + self.prefix) * self.dim
         rule = f"must make at most {MOST_POSITIONS:,} values of positions with dim {self.dim}; enlarge patch_size"
         _require(table <= MOST_POSITIONS, "image_size", self.image_size, rule)
@@ -185,8 +184,18 @@ class VisionArchitecture:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
+        """Rows and columns of patches. Pixels at the bottom and right that do not fill a patch belong to none."""
         return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
+
+    @property
+    def has_whole_patches(self) -> bool:
+        """Whether the patches cover the whole image; those of some published models (SigLIP, 384 / 14) do not."""
+        return all(side % patch == 0 for side, patch in zip(self.image_size, self.patch_size, strict=True))
+
+    def require_whole_patches(self) -> None:
+        """Raise ConfigError for an image size that is not a multiple of the patch size, for sizes a user chooses."""
+        rule = f"must be a multiple of the patch size {self.patch_size[0]} x {self.patch_size[1]}"
+        _require(self.has_whole_patches, "image_size", self.image_size, rule)
 
     @property
     def prefix(self) -> int:
@@ -262,7 +271,7 @@ class ModelConfig:
             image_size = (side or _default_side(patch, picture_size),) * 2
         given = {key: getattr(self, key) for key in Size._fields}
         shape = size._replace(**{key: value for key, value in given.items() if value is not None})
-        return VisionArchitecture(
+        architecture = VisionArchitecture(
             image_size=(image_size[0], image_size[1]),
             patch_size=(patch, patch),
             classes=classes,
@@ -283,6 +292,8 @@ class ModelConfig:
             patch_dropout=self.patch_dropout,
             **shape._asdict(),
         )
+        architecture.require_whole_patches()
+        return architecture
 
 
 def pick(picture_size: int) -> tuple[str, int]:

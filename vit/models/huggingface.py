@@ -111,21 +111,31 @@ _USUAL = {  # how the published weights of each kind were fed
 
 
 def from_huggingface(
-    module: nn.Module, *, side: Side = "image"
+    module: nn.Module, *, side: Side = "image", image_size: int | tuple[int, int] | None = None
 ) -> VisionTransformer | LanguageModel | TextEncoder | EncoderDecoder:
     """A module of transformers as ours: a ViTForImageClassification, a GPT2LMHeadModel, a VisionEncoderDecoderModel.
 
     In evaluation mode `model.encode` gives its tokens after the last norm, `model(images)` its class scores, or of
     CLIP its projected vectors; `vit.models.huggingface_text` says it for models of words. `side` chooses of a
-    CLIPModel. Rates of dropout come along. Where the patch does not divide the picture, transformers leaves the last
-    rows and columns out: ours wants pictures without them. Raises ConfigError naming what our block does not have,
-    RuntimeError or ValueError where the module has parts beside those listed above.
+    CLIPModel. Rates of dropout come along. Where the patch does not divide the image (SigLIP: 384 / 14), the pixels at
+    the bottom and right that do not fill a patch are ignored, as in transformers. Raises ConfigError naming what our
+    block does not have, RuntimeError or ValueError where the module has parts beside those listed above.
+
+    The outputs are equal at the module's own image size. For other sizes, `set_input_size` and the forward pass
+    resample positions with antialiasing, as timm does; transformers' `interpolate_pos_encoding=True` does not (but for
+    DINOv2 with registers). `image_size`, in pixels, returns a model of that size whose positions are resampled as
+    transformers resamples them.
     """
     from vit.models.huggingface_text import words_model  # which builds on this file
 
     config: dict[str, Any] = module.config.to_dict()  # type: ignore[operator,union-attr]
     state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-    model = words_model(config, state) if _is_of_words(config, side) else huggingface_model(config, state)
+    if _is_of_words(config, side):
+        require(image_size is None, "image_size of a model of words")
+        return words_model(config, state).train(module.training)
+    model = huggingface_model(config, state)
+    if image_size is not None:
+        model = _at_size(model, _sides(image_size), antialias=_antialiased(config))
     return model.train(module.training)
 
 
@@ -179,16 +189,14 @@ def prepared(
     """The model for pictures of the size that the folder prepares them to, and that preparation."""
     a, kind = model.architecture, _settled(config)["model_type"]
     require(a.channels == 3, f"pictures of {a.channels} channels (num_channels)")
-    preprocessing = preprocessing_of(image_processor(folder), replace(_USUAL[kind], size=a.image_size), a.patch_size)
-    return _at_size(model, preprocessing.size, antialias=kind == "dinov2_with_registers"), preprocessing
+    preprocessing = preprocessing_of(image_processor(folder), replace(_USUAL[kind], size=a.image_size))
+    return _at_size(model, preprocessing.size, antialias=_antialiased(config)), preprocessing
 
 
-def preprocessing_of(described: Mapping[str, Any], usual: Preprocessing, patch_size: tuple[int, int]) -> Preprocessing:
+def preprocessing_of(described: Mapping[str, Any], usual: Preprocessing) -> Preprocessing:
     """A `preprocessor_config.json` in our terms; `usual` is taken for what it leaves open.
 
-    Where the patch does not divide the picture, its margins are cut: those of transformers' patches lie to the right
-    and below alone, so that ours see the picture half of them further in. Raises ConfigError for what
-    our transform would do otherwise.
+    Raises ConfigError for what our transform would do otherwise.
     """
     if not described:
         return usual
@@ -198,8 +206,7 @@ def preprocessing_of(described: Mapping[str, Any], usual: Preprocessing, patch_s
     scaled = described.get("do_rescale", True) and abs(scale * 255 - 1) < 1e-6
     require(scaled, f"values other than 0 to 1 (do_rescale, rescale_factor {scale})")
     fitted, keeps_ratio = _fitted(described, usual)
-    cropped = _sides(described.get("crop_size") or fitted) if described.get("do_center_crop") else fitted
-    kept = _whole_patches(cropped, patch_size)
+    kept = _sides(described.get("crop_size") or fitted) if described.get("do_center_crop") else fitted
     one_fraction = kept[0] <= fitted[0] and kept[0] * fitted[1] == kept[1] * fitted[0]
     require(one_fraction, f"a picture of {fitted[0]} x {fitted[1]} (size) cut to {kept[0]} x {kept[1]} (crop_size)")
     normalised = described.get("do_normalize", True)
@@ -261,12 +268,11 @@ def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
 def _architecture(config: Mapping[str, Any], state: State) -> VisionArchitecture:
     gated, activation = bool(config.get("use_swiglu_ffn")), str(config["hidden_act"])
     require(gated or activation in ACTIVATIONS, f"activation {activation!r} (hidden_act)")
-    patch_size = _sides(config["patch_size"])
     head, registers = state.get("head.weight"), state.get("reg_token")
     pool: Pool = "class" if "cls_token" in state else "attention" if "attn_pool.latent" in state else "mean"
     return VisionArchitecture(
-        image_size=_whole_patches(_sides(config["image_size"]), patch_size),
-        patch_size=patch_size,
+        image_size=_sides(config["image_size"]),
+        patch_size=_sides(config["patch_size"]),
         dim=int(config["hidden_size"]),
         depth=int(config["num_hidden_layers"]),
         heads=int(config["num_attention_heads"]),
@@ -294,6 +300,11 @@ def _join(state: State, whole: str, parts: list[str]) -> None:
     """Rows that stand in several tensors, in one."""
     for prefix in [name.removesuffix(parts[0]) for name in state if name.endswith("." + parts[0])]:
         state[prefix + whole] = torch.cat([state.pop(prefix + part) for part in parts])
+
+
+def _antialiased(config: Mapping[str, Any]) -> bool:
+    """Whether transformers resamples the positions of this kind of model with antialiasing."""
+    return _settled(config)["model_type"] == "dinov2_with_registers"
 
 
 def _at_size(model: VisionTransformer, size: tuple[int, int], *, antialias: bool) -> VisionTransformer:
@@ -345,11 +356,6 @@ def _sides(size: Any) -> tuple[int, int]:
     if isinstance(size, Mapping):
         return int(size["height"]), int(size["width"])
     return (int(size[0]), int(size[1])) if isinstance(size, list | tuple) else (int(size), int(size))
-
-
-def _whole_patches(size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
-    """The size without the pixels that fill no patch, as a convolution sees it: SigLIP's 384 are 27 patches of 14."""
-    return size[0] // patch_size[0] * patch_size[0], size[1] // patch_size[1] * patch_size[1]
 
 
 def _colour(described: Mapping[str, Any], key: str, usual: tuple[float, float, float]) -> tuple[float, float, float]:

@@ -92,7 +92,8 @@ class VisionTransformer(Transformer):
         """images [B, C, H, W] -> tokens [B, P + N, D] before the first block.
 
         H and W may differ from the architecture's; learned positions are then resampled. Raises ValueError where
-        the patch does not divide them.
+        the patch does not divide them, unless it does not divide the architecture's image size either: such a model
+        ignores the pixels at the bottom and right that do not fill a patch.
         """
         x = self.patch_embed(images)
         grid = (x.shape[1], x.shape[2])
@@ -141,6 +142,8 @@ class VisionTransformer(Transformer):
         """
         old = self.architecture
         new = replace(old, image_size=image_size or old.image_size, patch_size=patch_size or old.patch_size)
+        if (new.image_size, new.patch_size) != (old.image_size, old.patch_size):
+            new.require_whole_patches()
         state, like = resampled(self.state_dict(), old, new), self.patch_embed.proj.weight
         self.architecture = new
         self.patch_embed = _patch_embed(new)
@@ -256,7 +259,8 @@ def _rotation(a: VisionArchitecture, grid: tuple[int, int]) -> Tensor:
 
 def _patch_embed(a: VisionArchitecture) -> PatchEmbed:
     norm = make_norm(a)(a.dim) if a.patch_norm else None
-    return PatchEmbed(a.patch_size, a.channels, a.dim, bias=not a.pre_norm, norm=norm)
+    partial = not a.has_whole_patches
+    return PatchEmbed(a.patch_size, a.channels, a.dim, bias=not a.pre_norm, norm=norm, partial=partial)
 
 
 def _latent_pool(a: VisionArchitecture) -> LatentPool:

@@ -2,7 +2,7 @@
 
 from vit.nn.attention import Attention
 from vit.nn.block import Block, LayerScale, drop_path
-from vit.nn.embeddings import PatchEmbed, TokenEmbed, resample_patches
+from vit.nn.embeddings import PatchEmbed, TokenEmbed, resample_patches, whole_patches
 from vit.nn.functional import attention, attention_weights, causal_mask, padding_mask
 from vit.nn.lora import add_lora, merged
 from vit.nn.mlp import MLP, SwiGLU, gelu_tanh, quick_gelu
@@ -47,4 +47,5 @@ __all__ = [
     "rotation",
     "sincos_1d",
     "sincos_2d",
+    "whole_patches",
 ]

@@ -13,7 +13,8 @@ class PatchEmbed(nn.Module):
 
     images [B, C, H, W] -> [B, H / P, W / P, D]. A convolution whose stride is its size is that linear map, and its
     weight [D, C, P, P] the layout that everyone's checkpoints have; as one matrix product it is faster. `norm` is one
-    of every patch's vector.
+    of every patch's vector. With `partial`, pixels at the bottom and right that do not fill a patch are ignored, as the
+    convolution ignores them (SigLIP has 27 patches of 14 pixels in 384); otherwise such images raise ValueError.
     """
 
     def __init__(
@@ -24,19 +25,28 @@ class PatchEmbed(nn.Module):
         *,
         bias: bool = True,
         norm: nn.Module | None = None,
+        partial: bool = False,
     ) -> None:
         super().__init__()
-        self.patch_size = patch_size
+        self.patch_size, self.partial = patch_size, partial
         self.proj = nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size, bias=bias)
         self.norm = norm or nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         rows, columns = self.patch_size
-        if height % rows or width % columns:
+        if self.partial:
+            images = whole_patches(images, self.patch_size)
+        elif height % rows or width % columns:
             raise ValueError(f"pictures of {height} x {width} pixels cannot be cut into patches of {rows} x {columns}")
         patches = images.unflatten(3, (-1, columns)).unflatten(2, (-1, rows)).permute(0, 2, 4, 1, 3, 5).flatten(3)
         return self.norm(F.linear(patches, self.proj.weight.flatten(1), self.proj.bias))
+
+
+def whole_patches(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """Crop images [..., H, W] at the bottom and right to whole patches."""
+    height, width = (side // patch * patch for side, patch in zip(images.shape[-2:], patch_size, strict=True))
+    return images[..., :height, :width]
 
 
 def resample_patches(weight: Tensor, new: tuple[int, int]) -> Tensor:

@@ -343,7 +343,8 @@ def _with_maps(chosen: list[tuple[torch.Tensor, int]], task: Classify) -> list[t
         picture = picture.repeat(times, axis=0).repeat(times, axis=1)
         height, width = picture.shape[:2]
         pairs.append((picture, task.classes[label]))
-        pairs.append((laid_over(picture, values, Box(0, 0, height, width)), f"for {task.classes[answer]}"))
+        box = Box(0, 0, height, width).of_patches(image.shape[-2:], network.architecture.patch_size)
+        pairs.append((laid_over(picture, values, box), f"for {task.classes[answer]}"))
     return pairs
 
 

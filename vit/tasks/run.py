@@ -420,7 +420,7 @@ def _architecture_like(start: ModelFile, model: ModelConfig, classes: int) -> Vi
         raise ConfigError(f"model.pool: attention, but the weights of model.init have {old.pool}; leave it out")
     size = model.image_size if model.image_size is not None else old.image_size
     height, width = (size, size) if isinstance(size, int) else size
-    return replace(
+    new = replace(
         old,
         classes=classes,
         pool=pool,
@@ -431,6 +431,9 @@ def _architecture_like(start: ModelFile, model: ModelConfig, classes: int) -> Vi
         drop_path=model.drop_path,
         patch_dropout=model.patch_dropout,
     )
+    if (new.image_size, new.patch_size) != (old.image_size, old.patch_size):
+        new.require_whole_patches()
+    return new
 
 
 def _require_patch(named: tuple[int, int], there: tuple[int, int], model: ModelConfig) -> None:
