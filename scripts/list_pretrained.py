@@ -15,8 +15,8 @@ import timm
 import torch
 
 from vit.errors import ConfigError
-from vit.models.sources import TIMM_MODULES
 from vit.models.timm import architecture_of
+from vit.models.timm_source import TIMM_MODULES
 from vit.models.vision import VisionTransformer
 from vit.tasks.run import flops_per_image
 

@@ -23,9 +23,9 @@ from vit.explain.methods import Fusion
 from vit.models.build import build_network
 from vit.models.file import ModelFile, Weights
 from vit.models.outputs import require_finite, top_classes
-from vit.models.sources import load_model, near
+from vit.models.sources import load_model
 from vit.models.vision import VisionTransformer
-from vit.names import class_name
+from vit.names import class_name, near
 
 if TYPE_CHECKING:
     from vit.writers import Captioner, FusedModel, Writer

@@ -1,6 +1,9 @@
-"""Class names: one spelling for all of them."""
+"""Names: one spelling for each class, none twice, and what is near a misspelt one."""
 
+import difflib
 import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 
 
 def class_name(text: str) -> str:
@@ -11,3 +14,16 @@ def class_name(text: str) -> str:
     and line ends beside a label.
     """
     return unicodedata.normalize("NFC", text).strip()
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Return the names with their number behind each that occurs twice, as `crane (134)`: images are sorted by name."""
+    names = [class_name(name) for name in names]
+    times = Counter(names)
+    return [name if times[name] == 1 else f"{name} ({number})" for number, name in enumerate(names)]
+
+
+def near(name: str, known: Sequence[str], cutoff: float = 0.6) -> str:
+    """Return `; near it: ...` with the most similar known names, or nothing."""
+    found = difflib.get_close_matches(name, known, n=3, cutoff=cutoff)
+    return f"; near it: {', '.join(found)}" if found else ""

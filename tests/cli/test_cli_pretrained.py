@@ -26,7 +26,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"
     save_file(timm.create_model("test_vit").state_dict(), path)
-    return f"timm:test_vit@{path}"
+    return f"timm:test_vit.r160_in1k@{path}"
 
 
 QUICK = ["--model.image_size=32", "--data.workers=0", "--train.accelerator=cpu", "--train.epochs=1"]

@@ -247,7 +247,7 @@ def test_old_files_are_read(name: str, tmp_path: Path) -> None:
 def test_a_pickle_of_anything_but_tensors_is_refused(tmp_path: Path) -> None:
     peer("gpt2").config.save_pretrained(tmp_path)
     torch.save({"wte.weight": Path("/")}, tmp_path / "pytorch_model.bin")
-    assert "holds objects that could run code; such files are refused" in complaint(tmp_path)
+    assert "holds objects that could run code; such files are refused (pathlib." in complaint(tmp_path)
     torch.save([torch.zeros(2)], tmp_path / "pytorch_model.bin")
     assert complaint(tmp_path) == f"{tmp_path / 'pytorch_model.bin'}: no tensors by name"
 
@@ -388,7 +388,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     peer("vit gpt2").save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     change(tmp_path / "config.json", decoder=config["decoder"] | {"n_layer": 3})
-    assert 'weights and config do not fit: Missing key(s) in state_dict: "blocks.2.' in complaint(tmp_path)
+    assert "weights and config do not fit: blocks: expected 3, found 2" in complaint(tmp_path)
     change(tmp_path / "config.json", decoder=config["decoder"])
     state = load_file(tmp_path / "model.safetensors")
     save_file({key: t for key, t in state.items() if "wte" not in key}, tmp_path / "model.safetensors")

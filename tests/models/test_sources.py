@@ -1,5 +1,6 @@
 """What MODEL can name, without a network: timm's weights in files and folders, the hub's cache, and refusals."""
 
+import argparse
 import hashlib
 import json
 from collections.abc import Callable
@@ -10,12 +11,14 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.utils import CheckpointSaver
 from torch import nn
 
 from vit.errors import ConfigError, ModelFileError, VitError
-from vit.models import sources
 from vit.models.build import build_network
+from vit.models.notes import note
 from vit.models.sources import load_model
+from vit.models.timm_source import TIMM_MODULES
 
 
 @pytest.fixture(autouse=True)
@@ -52,16 +55,27 @@ def scores(file: Any, images: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_file_of_timms_weights_brings_names_licence_and_preprocessing(tiny: nn.Module, weights: Path) -> None:
-    file = load_model(f"timm:test_vit@{weights}")
+    file = load_model(f"timm:test_vit.r160_in1k@{weights}")
     images = torch.randn(2, 3, 160, 160)
     with torch.no_grad():
         torch.testing.assert_close(scores(file, images), tiny(images), rtol=0, atol=1e-5)
     assert (file.classes[0], file.classes[-1]) == ("n01440764", "n15075141")
     assert file.descriptions is not None
     assert file.descriptions[0].startswith("tench")
-    assert (file.licence, file.origin) == ("apache-2.0", f"timm:test_vit@{weights}")
+    assert (file.licence, file.origin) == ("apache-2.0", f"timm:test_vit.r160_in1k@{weights}")
     assert (file.preprocessing["size"], file.preprocessing["crop_fraction"]) == ((160, 160), 0.95)
-    assert load_model(f"timm:test_vit.r160_in1k@{weights}").architecture == file.architecture
+
+
+def test_a_file_without_a_tag_is_anybodys(weights: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither ImageNet's names nor the licence of timm's weights: 1000 classes may be any."""
+    note.cache_clear()
+    file = load_model(f"timm:test_vit@{weights}")
+    assert file.classes == [str(number) for number in range(1000)]
+    assert (file.licence, file.descriptions) == ("unknown (local file)", None)
+    assert file.architecture == load_model(f"timm:test_vit.r160_in1k@{weights}").architecture
+    load_model(f"timm:test_vit@{weights}")
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"note       timm:test_vit@{weights}: its 1000 classes have no names; they are called 0 to 999"]
 
 
 def test_a_folder_that_timm_saved_is_read_with_its_labels(tmp_path: Path) -> None:
@@ -87,12 +101,129 @@ def test_layouts_that_timm_itself_converts_are_read(prefix: str, name: str, tmp_
         assert load_model(f"timm:{name}@{tmp_path / 'w.safetensors'}").classes == []
 
 
-def test_a_head_without_class_names_is_left_out(tmp_path: Path) -> None:
-    model = timm.create_model("test_vit", num_classes=17)
+@torch.no_grad()
+def test_classes_without_names_are_numbers(tmp_path: Path) -> None:
+    model, images = timm.create_model("test_vit", num_classes=10).eval(), torch.randn(1, 3, 160, 160)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     file = load_model(f"timm:test_vit@{tmp_path / 'w.safetensors'}")
-    assert (file.classes, file.architecture["classes"]) == ([], 0)
-    assert scores(file, torch.randn(1, 3, 160, 160)).shape == (1, 64)
+    assert file.classes == [str(number) for number in range(10)]
+    torch.testing.assert_close(scores(file, images), model(images), rtol=0, atol=1e-5)
+    timm.models.save_for_hf(model, tmp_path / "folder", safe_serialization=True)
+    assert load_model(tmp_path / "folder").classes == file.classes
+
+
+def test_names_that_a_folder_gives_twice_or_with_words(tmp_path: Path) -> None:
+    model = timm.create_model("test_vit", num_classes=3)
+    labels = {"label_names": ["crane", "hen", "crane"], "label_descriptions": {"hen": "a bird"}}
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True, model_config=labels)
+    file = load_model(tmp_path)
+    assert file.classes == ["crane (0)", "hen", "crane (2)"]
+    assert file.descriptions == ["crane (0)", "a bird", "crane (2)"]
+
+
+def test_a_projection_of_clip_is_not_a_head_of_classes(tmp_path: Path) -> None:
+    options = {"embed_dim": 24, "depth": 1, "num_heads": 2}
+    model: Any = timm.create_model("vit_base_patch32_clip_224", num_classes=512, **options)
+    torch.nn.init.zeros_(model.head.bias)
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    change_json(tmp_path / "config.json", model_args=options)
+    assert (load_model(tmp_path).classes, load_model(tmp_path).architecture["classes"]) == ([], 0)
+    torch.nn.init.ones_(model.head.bias)  # of somebody who trained as many classes
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    assert len(load_model(tmp_path).classes) == model.num_classes == 512
+
+
+def change_json(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+Saved = Callable[..., Path]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Saved:
+    """What timm's training script leaves: model_best.pth.tar with optimizer, options and, perhaps, EMA weights."""
+
+    def save(model: nn.Module, ema: nn.Module | None = None, **args: Any) -> Path:
+        optimizer = torch.optim.AdamW(model.parameters())
+        sum(parameter.sum() for parameter in model.parameters()).backward()  # type: ignore[union-attr]
+        optimizer.step()
+        averaged = None if ema is None else timm.utils.ModelEmaV3(ema)
+        options = argparse.Namespace(
+            **{"model": "test_vit", "lr": 0.1, "img_size": None, "gp": None, "mean": None} | args
+        )
+        saver = CheckpointSaver(
+            model, optimizer, args=options, model_ema=averaged, checkpoint_dir=str(tmp_path), recovery_dir=str(tmp_path)
+        )
+        saver.save_checkpoint(0, 50.0)
+        return tmp_path / "model_best.pth.tar"
+
+    return save
+
+
+@torch.no_grad()
+def test_a_checkpoint_of_timms_script_is_read_and_its_ema_preferred(
+    saved: Saved, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    with torch.enable_grad():
+        model, ema = (timm.create_model("test_vit", num_classes=5) for _ in range(2))
+        path = saved(model, ema)
+    note.cache_clear()
+    file, images = load_model(f"timm:test_vit@{path}"), torch.randn(2, 3, 160, 160)
+    assert any("its EMA weights are used" in record.getMessage() for record in caplog.records)
+    assert file.classes == ["0", "1", "2", "3", "4"]
+    torch.testing.assert_close(scores(file, images), ema.eval()(images), rtol=0, atol=1e-5)
+    raw = build_network(file, "raw")
+    torch.testing.assert_close(raw(images), model.eval()(images), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_ema", "state_dict_ema", None])
+@pytest.mark.parametrize("ending", [".pth", ".pt", ".bin", ".pth.tar", ".ckpt"])
+def test_other_layouts_of_checkpoints_are_read(
+    tiny: nn.Module, prefix: str, key: str | None, ending: str, tmp_path: Path
+) -> None:
+    state = {prefix + name: tensor for name, tensor in tiny.state_dict().items()}
+    old = ending == ".pt"  # the format of before torch 1.6
+    torch.save(
+        state if key is None else {key: state, "epoch": 3},
+        tmp_path / f"m{ending}",
+        _use_new_zipfile_serialization=not old,
+    )
+    images = torch.randn(1, 3, 160, 160)
+    file = load_model(f"timm:test_vit@{tmp_path / f'm{ending}'}")
+    torch.testing.assert_close(scores(file, images), tiny(images), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_checkpoints_options_decide_pooling_size_and_preparation(saved: Saved) -> None:
+    with torch.enable_grad():
+        model: Any = timm.create_model("test_vit", num_classes=4, img_size=96, global_pool="avg", patch_size=8)
+        options = {"img_size": 96, "gp": "avg", "model_kwargs": {"patch_size": 8}}
+        path = saved(model, **options, mean=[0.5, 0.4, 0.3], crop_pct=0.9, interpolation="bilinear")
+    file, images = load_model(f"timm:test_vit@{path}"), torch.randn(1, 3, 96, 96)
+    torch.testing.assert_close(scores(file, images), model.eval()(images), rtol=0, atol=1e-5)
+    prepared = file.preprocessing
+    assert (prepared["size"], prepared["mean"], prepared["crop_fraction"]) == ((96, 96), (0.5, 0.4, 0.3), 0.9)
+    assert prepared["interpolation"] == "bilinear"
+    words = complaint(f"timm:vit_tiny_patch16_224@{path}")
+    assert words == f"{path}: weights of test_vit, not of vit_tiny_patch16_224; give timm:test_vit@{path}"
+
+
+def test_a_checkpoint_that_holds_more_than_plain_values_is_refused(tiny: nn.Module, tmp_path: Path) -> None:
+    source = f"timm:test_vit@{tmp_path / 'm.pth'}"
+    torch.save({"state_dict": tiny.state_dict(), "args": argparse.Namespace(out=tmp_path)}, tmp_path / "m.pth")
+    assert complaint(source).startswith(
+        f"{tmp_path / 'm.pth'}: holds objects that could run code; such files are refused (path"
+    )
+    torch.save({"state_dict": {"cls_token": 3}}, tmp_path / "m.pth")
+    assert complaint(source) == f"{tmp_path / 'm.pth'}: no tensors by name"
+    torch.save([1], tmp_path / "m.pth")
+    assert complaint(source) == f"{tmp_path / 'm.pth'}: no tensors by name"
+    (tmp_path / "m.pth").write_bytes(b"just some text")
+    assert "cut, damaged, or no checkpoint at all" in complaint(source)
 
 
 def complaint(source: object, kind: type[VitError] = ModelFileError) -> str:
@@ -138,10 +269,10 @@ def test_files_that_do_not_hold_the_weights_are_named(weights: Path, tmp_path: P
     assert "blocks.5.norm1.weight" in complaint(f"timm:test_vit@{tmp_path / 'shallow.safetensors'}")
     save_file(timm.create_model("resnet10t").state_dict(), tmp_path / "cnn.safetensors")
     assert "no weights of test_vit" in complaint(f"timm:test_vit@{tmp_path / 'cnn.safetensors'}")
-    torch.save(deep, tmp_path / "weights.pth")
-    assert "a pickle, which is not read" in complaint(f"timm:test_vit@{tmp_path / 'weights.pth'}")
+    torch.save(deep, tmp_path / "pickle.safetensors")
+    assert "a pickle under another name" in complaint(f"timm:test_vit@{tmp_path / 'pickle.safetensors'}")
     weights.write_bytes(weights.read_bytes()[:-10])
-    assert "no whole safetensors file" in complaint(f"timm:test_vit@{weights}")
+    assert "not a valid safetensors file" in complaint(f"timm:test_vit@{weights}")
     assert "no such file" in complaint("timm:test_vit@nope.safetensors")
     with_nan = {**deep, "norm.weight": torch.full_like(deep["norm.weight"], torch.nan)}
     save_file(with_nan, tmp_path / "nan.safetensors")
@@ -205,8 +336,9 @@ def test_the_list_of_pretrained_weights_is_timms() -> None:
 
     with PRETRAINED.open(newline="", encoding="utf-8") as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
-    assert len(rows) >= 390
-    known = {name for module in sources.TIMM_MODULES for name in timm.list_models(module=module, pretrained=True)}
+    assert len(rows) >= 398
+    assert {row["pixels"] for name, row in rows.items() if "patch14_siglip" in name and "_384" in name} == {"384 x 384"}
+    known = {name for module in TIMM_MODULES for name in timm.list_models(module=module, pretrained=True)}
     assert rows.keys() <= known
     row = rows["vit_small_patch14_dinov2.lvd142m"]
     assert (row["parameters_millions"], row["pixels"], row["licence"]) == ("22.1", "518 x 518", "apache-2.0")

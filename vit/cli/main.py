@@ -166,7 +166,8 @@ class _Print(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         # A reader that has gone, as in `vit train DATA | head`, does not end the work; log.txt holds the rest.
         with contextlib.suppress(OSError):
-            print(self.format(record), flush=True)
+            stream = sys.stderr if record.name == "vit.models" else sys.stdout  # where results may be piped
+            print(self.format(record), file=stream, flush=True)
 
 
 def _flush() -> None:

@@ -12,6 +12,7 @@ from vit.models.encoder_decoder import EncoderDecoder
 from vit.models.file import ModelFile, State, Weights, first_line
 from vit.models.fusion import FusedClassifier
 from vit.models.header import architecture_of, read_fields
+from vit.models.tensors import load_exactly
 from vit.models.text import LanguageModel, TextEncoder
 from vit.models.text_architecture import EncoderDecoderArchitecture, TextArchitecture
 from vit.models.vision import VisionTransformer, resampled
@@ -82,11 +83,10 @@ def build_model(model: ModelFile, weights: Weights | None = None, *, source: obj
     try:
         with torch.device("meta"):  # no time is spent on drawing weights to be replaced
             network = _network(model.kind, model.architecture)
-        require_same_weights(state, network.state_dict())
         kinds = sorted({str(tensor.dtype) for tensor in state.values()})
-        if len(kinds) > 1 or not all(tensor.is_floating_point() for tensor in state.values()):
+        if len(kinds) > 1:
             raise ConfigError(f"weights must have one floating-point type, got {', '.join(kinds)}")
-        network.load_state_dict(state, assign=True)
+        load_exactly(network, state)
     except (ConfigError, RuntimeError, TypeError, ValueError, KeyError) as error:
         reason = first_line(error)
         raise ModelFileError(f"{display_path(source)}: weights and architecture do not fit: {reason}") from error

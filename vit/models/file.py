@@ -9,6 +9,7 @@ them under `ema.`. Loading runs no code: safetensors has none, and Lightning che
 import hashlib
 import json
 import os
+import re
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -180,6 +181,9 @@ def _broken_seal(path: Path) -> str | None:
         file.seek(max(0, size - _SEALED))
         end = file.read()
         if not end.startswith(_SEAL):
+            file.seek(0)
+            if file.read(2) != b"PK":  # as torch wrote before version 1.6, without checksums
+                return None
             with zipfile.ZipFile(file) as parts:
                 damaged = parts.testzip()  # torch does not look at the checksums that it writes
             return damaged and f"{damaged} does not match its checksum"
@@ -200,8 +204,9 @@ def load_plain(path: Path) -> Any:
     except FileNotFoundError as error:
         raise ModelFileError(f"{display_path(path)}: no such file") from error
     except Exception as error:  # torch reports cut, foreign and unsafe files by many kinds of exception
-        if type(error).__name__ == "UnpicklingError":
-            reason = "holds objects that could run code; such files are refused"
+        if refused := re.search(r"GLOBAL (\S+)|unrecognized function|add_safe_globals", str(error)):
+            named = f" ({refused[1]})" if refused[1] else ""
+            reason = f"holds objects that could run code; such files are refused{named}"
         elif path.is_file() and path.stat().st_size == 0:
             reason = "empty file"
         else:

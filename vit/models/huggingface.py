@@ -18,7 +18,6 @@ DINOv2's classifier of class token and mean together, and CLIP's of a mean that 
 """
 
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from vit.models.huggingface_folder import fitting, image_processor, require, ten
 from vit.models.text import LanguageModel, TextEncoder
 from vit.models.text_architecture import Side
 from vit.models.vision import VisionTransformer, with_weights
+from vit.names import numbered
 
 _SHAPE: dict[str, Any] = {
     "hidden_size": 768,
@@ -234,9 +234,9 @@ def to_our_names(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Stat
     for part in ("weight", "bias"):
         _join(ours, f"attn.qkv.{part}", [f"attn.{letter}.{part}" for letter in "qkv"])
         _join(ours, f"mlp.fc1.{part}", [f"mlp.gate_proj.{part}", f"mlp.up_proj.{part}"])
-    for name, shape in (("cls_token", (1, 1, dim)), ("pos_embed", (1, -1, dim))):  # CLIP's and SigLIP's are flat
-        if name in ours:
-            ours[name] = ours[name].reshape(shape)
+    for name in {"cls_token", "pos_embed"} & ours.keys():  # CLIP's and SigLIP's are flat
+        while ours[name].dim() < 3:
+            ours[name] = ours[name][None]
     if kind == "dinov2_with_registers":  # its class token has a position, its registers have none
         ours["cls_token"] = ours["cls_token"] + ours["pos_embed"][:, :1]
         ours["pos_embed"] = ours["pos_embed"][:, 1:]
@@ -322,18 +322,14 @@ def _at_size(model: VisionTransformer, size: tuple[int, int], *, antialias: bool
 
 
 def _class_names(config: Mapping[str, Any], count: int) -> list[str]:
-    """The names of `count` classes; transformers leaves out names like LABEL_0. Raises ValueError for other numbers.
-
-    Pictures are sorted by name, so a name that stands twice (ImageNet has two kinds of crane) gets its number.
-    """
+    """The names of `count` classes; transformers leaves out names like LABEL_0. Raises ValueError for other numbers."""
     labels = config.get("id2label") or {number: f"LABEL_{number}" for number in range(count)}
     if not count:
         return []
     names = [str(labels[key]) for key in sorted(labels, key=int)]
     if len(names) != count:
         raise ValueError(f"{len(names)} names in id2label for {count} classes")
-    times = Counter(names)
-    return [name if times[name] == 1 else f"{name} ({number})" for number, name in enumerate(names)]
+    return numbered(names)
 
 
 def _fitted(described: Mapping[str, Any], usual: Preprocessing) -> tuple[tuple[int, int], bool]:

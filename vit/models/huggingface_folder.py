@@ -5,16 +5,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from vit.errors import ConfigError, ModelFileError, display_path
 from vit.files import read_json
 from vit.models.file import State, first_line, load_plain
+from vit.models.tensors import read_safetensors
 
 SAFE, PICKLE = "model.safetensors", "pytorch_model.bin"
+GENERATION = "generation_config.json"
 TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt")
 
 
@@ -54,10 +54,7 @@ def tensors_in(folder: Path) -> State:
 
 def _tensors(path: Path) -> State:
     if path.suffix != ".bin":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ModelFileError(f"{display_path(path)}: no whole safetensors file: {error}") from error
+        return read_safetensors(path)
     state = load_plain(path)
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ModelFileError(f"{display_path(path)}: no tensors by name")

@@ -30,6 +30,7 @@ from vit.models.encoder_decoder import EncoderDecoder
 from vit.models.file import ModelFile, State
 from vit.models.huggingface import ACTIVATIONS, huggingface_model, prepared
 from vit.models.huggingface_folder import fitting, require, tensors_in, tokenizer_in
+from vit.models.tensors import load_exactly, require_blocks
 from vit.models.text import LanguageModel, TextEncoder
 from vit.models.text_architecture import EncoderDecoderArchitecture, TextArchitecture
 from vit.models.vision import VisionTransformer
@@ -300,8 +301,10 @@ def _sides(state: Mapping[str, Tensor], image: str, words: str) -> tuple[State, 
 
 
 def _filled(network: type[Any], architecture: Any, state: Mapping[str, Tensor]) -> Any:
-    """A network of this shape that holds the tensors of `state` themselves; RuntimeError where they do not fit."""
+    """A network of this shape that holds the tensors of `state` themselves; ValueError where they do not fit."""
+    if isinstance(architecture, TextArchitecture):
+        require_blocks(state, architecture.depth)
     with torch.device("meta"):
         model: nn.Module = network(architecture)
-    model.load_state_dict(state, assign=True)
+    load_exactly(model, state)
     return model

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vit.models.architecture import VisionArchitecture
 from vit.models.parts import ACTIVATIONS, make_blocks, make_norm
+from vit.models.tensors import load_exactly, require_blocks
 from vit.nn import (
     MLP,
     Attention,
@@ -230,11 +231,12 @@ def some_patches(x: Tensor, prefix: int, dropout: float) -> Tensor:
 def with_weights(architecture: VisionArchitecture, state: Mapping[str, Tensor]) -> VisionTransformer:
     """A network that holds the tensors of `state` themselves: no time is spent on drawing weights to be replaced.
 
-    Raises RuntimeError, as `load_state_dict` does, where names or shapes do not fit.
+    Raises ValueError naming the first tensor that is missing, not expected, or of another shape.
     """
+    require_blocks(state, architecture.depth)
     with torch.device("meta"):
         network = VisionTransformer(architecture)
-    network.load_state_dict(state, assign=True)
+    load_exactly(network, state)
     return network
 
 
