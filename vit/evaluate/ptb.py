@@ -103,7 +103,7 @@ _LONGER = tuple(
     for rule in (
         rf"(?i:https?://){_PATH}",
         rf"(?i:www\.(?:[^\s\"<>|.!?(){{}},]+\.)+[a-z]{{2,4}})(?:/{_PATH})?",
-        rf"(?:[^\s\"`'<>|!(){{}}$,-_]{{1,255}}\.)+(?i:com|net|org|edu)(?:/{_PATH})?",  # ,-_ is a range, as in the original
+        rf"(?:[^\s\"`'<>|!(){{}}$,-_]{{1,255}}\.)+(?i:com|net|org|edu)(?:/{_PATH})?",  # ,-_ is a range
         r"<?[A-Za-z0-9][^\s\"<>|(){}]{0,255}@(?:[^\s\"<>|(){}.]+\.)*[^\s\"<>|(){}.]+>?",  # an address
         r"[A-Za-z0-9][A-Za-z0-9.,]{0,255}(?:-(?:(?:[A-Za-z]\.){2,}|[A-Za-z0-9]+))+",
         rf"{_ALNUM}+(?:\.{_ALNUM}+)*\.(?i:{_FILES})(?=[\s.?!,]|$)",
