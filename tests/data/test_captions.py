@@ -172,7 +172,7 @@ def test_split_lists_beside_a_token_file_are_used(tmp_path):
     pictures(tmp_path / "Flicker8k_Dataset")
     listing = train(tmp_path)
     assert split_names(listing) == {"train": ["b.jpg", "d.jpg"], "val": ["a.jpg"]}
-    assert listing.counts == {"pictures in none of the split lists": 2}  # c.jpg by each of its captions
+    assert listing.counts == {"pictures in none of the split lists": 1}  # c.jpg, which is there
     put(tmp_path / "Flickr_8k.testImages.txt", "c.jpg\nb.jpg\n")
     assert message(train, tmp_path).endswith("line 1: b.jpg is in test and in train")
 
@@ -300,12 +300,47 @@ def test_what_cannot_serve_is_named_and_counted(tmp_path):
     assert named["images/pipe.jpg"] == "not a regular file"
 
 
-def test_only_the_first_few_of_a_kind_are_named(tmp_path):
+def test_all_that_is_skipped_is_named(tmp_path):
     pictures(tmp_path)
     rows = [f"{name},x" for name in NAMES] + [f"gone{number}.jpg,x" for number in range(1000)]
     listing = train(put(tmp_path / "x.csv", "\n".join(["image,caption", *rows])))
     assert listing.counts == {"pictures that are not there": 1000}
-    assert len(listing.left_out) == 20
+    assert len(listing.left_out) == 1000
+
+
+def test_images_without_captions_and_captions_without_images_are_named(tmp_path):
+    data = tmp_path / "data"
+    pictures(data / "images")
+    put(data / "images" / "deep" / "e.jpg", b"x")
+    put(data / "x.csv", "image,caption\na.jpg,x\na.jpg,x\nb.jpg,y\nc.jpg,\ngone.jpg,z\n")
+    listing = train(data)
+    assert sorted((os.path.relpath(item.path, data), item.reason) for item in listing.left_out) == [
+        ("images/d.jpg", "pictures without captions"),
+        ("images/deep/e.jpg", "pictures without captions"),
+        ("images/gone.jpg", "no such file or directory"),
+        ("x.csv, line 5", "empty captions"),
+        ("x.csv, line 5", "pictures without captions"),
+    ]
+    assert list_evaluation_captions(data).counts.get("pictures without captions") == 1  # may be a part of the images
+
+
+def test_images_of_other_splits_and_other_folders_are_not_missed(tmp_path):
+    pictures(tmp_path / "images")
+    put(tmp_path / "other" / "e.jpg", b"x")
+    put(tmp_path / "captions" / "train.csv", "image,caption\na.jpg,x\nb.jpg,y\n")
+    put(tmp_path / "captions" / "val.csv", "image,caption\nc.jpg,x\n")
+    assert [os.path.basename(item.path) for item in train(tmp_path / "captions").left_out] == ["d.jpg"]
+
+
+def test_texts_and_images_that_lack_each_other_are_named(tmp_path):
+    pictures(tmp_path)
+    for name in ("a.txt", "b.txt", "c.txt", "e.txt"):
+        put(tmp_path / name, "a caption")
+    put(tmp_path / "f.json", {"caption": "x"})
+    put(tmp_path / "info.json", {"about": "x"})
+    named = {os.path.basename(item.path): item.reason for item in train(tmp_path).left_out}
+    alone = "texts without an image of the same name"
+    assert named == {"d.jpg": "pictures without captions", "e.txt": alone, "f.json": alone}
 
 
 @pytest.mark.parametrize("form", ["x.json", "x.csv", "x.tsv"])

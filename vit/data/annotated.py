@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 from vit.data.folders import hold_out
 from vit.data.layouts import SPLITS, UNSPLIT, split_in
 from vit.data.tables import Row, fault, foreign_reason, open_text, text_lines
-from vit.data.walk import LeftOut, entries, is_picture
+from vit.data.walk import LeftOut, entries, is_picture, walk
 from vit.errors import DataError, display_path
 
 Reader = TypeVar("Reader")
@@ -26,7 +26,6 @@ OUTSIDE = "pictures outside their folder"
 ADDRESS = "web addresses instead of files"
 UNFIT = "files that are no pictures"
 
-_KEPT = 20  # examples of each kind
 _SAMPLE = 64  # names by which the folder of pictures is found
 _SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".token")
 _OTHER_TASKS = re.compile(r"lemma|instances_|keypoints_|panoptic_|stuff_|image_info_", re.IGNORECASE)
@@ -35,7 +34,7 @@ _PICTURES = re.compile(r"(images?|pictures|photos|dataset|(train|val|test)(20\d\
 
 @dataclass
 class Tally:
-    """What could not serve: how many by kind, and the first few of each kind with path or place."""
+    """What could not serve: how many by kind, and each with its path or place and the reason."""
 
     counts: Counter[str] = field(default_factory=Counter)
     left_out: list[LeftOut] = field(default_factory=list)
@@ -43,8 +42,7 @@ class Tally:
     def add(self, kind: str, path: str, reason: str | None = None) -> None:
         """Count one of a kind; `reason` in words where the kind does not say it all."""
         self.counts[kind] += 1
-        if self.counts[kind] <= _KEPT:
-            self.left_out.append(LeftOut(path, reason or kind))
+        self.left_out.append(LeftOut(path, reason or kind))
 
     def summary(self) -> str:
         """The counts in one line: "pictures that are not there 3, empty captions 1"."""
@@ -214,14 +212,22 @@ class Pictures:
                     self.folder, self._flat, most = folder, flat, there
         self._within = tuple({os.path.realpath(self.folder), os.path.realpath(self._top)})
         self._safe: dict[str, bool] = {}
+        self.named: set[str] = set()
+        """paths of the images that the file names, there or not"""
+        self.is_above = self.folder == os.path.dirname(self._top)
 
     def find(self, name: str, tally: Tally) -> str | None:
         """The absolute path of the picture with that name; None, and counted in `tally`, when it cannot serve."""
         path, kind, reason = self._look(name)
+        self.named.add(path)
         if kind is None:
             return path
         tally.add(kind, path, reason)
         return None
+
+    def note(self, name: str) -> None:
+        """Count the image as named, though it is not looked for."""
+        self.named.add(self._look(name)[0])
 
     def _look(self, name: str) -> tuple[str, str | None, str | None]:
         """Path of the picture; why it cannot serve, as a kind for the tally, and in more words where there are."""
@@ -255,6 +261,29 @@ class Pictures:
     def _is_within(self, path: str) -> bool:
         real = os.path.realpath(path)
         return any(real == within or real.startswith(os.path.join(within, "")) for within in self._within)
+
+
+def tally_unnamed(searched: Sequence[Pictures], kind: str, tally: Tally) -> None:
+    """Count the images in the folders of `searched` that no file names, once each.
+
+    The folder above that of a file may hold anything: there only the folders of images that are named count.
+    """
+    named = set[str]().union(*(pictures.named for pictures in searched))
+    folders: dict[str, bool] = {}
+    for pictures in searched:
+        if pictures.is_above:
+            folders |= dict.fromkeys(map(os.path.dirname, pictures.named), False)
+        else:
+            folders[pictures.folder] = True
+    for folder, deep in folders.items():
+        try:
+            found = walk(folder) if deep else entries(folder)
+        except DataError:  # a folder that is not there, or may not be read
+            continue
+        for entry in found:
+            if is_picture(entry.name) and entry.path not in named:
+                named.add(entry.path)
+                tally.add(kind, entry.path)
 
 
 def _folders(top: str, split: str | None, beside: bool) -> list[str]:

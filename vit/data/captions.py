@@ -22,6 +22,7 @@ from vit.data.annotated import (
     is_container,
     lines,
     sources_of,
+    tally_unnamed,
 )
 from vit.data.caption_formats import EMPTY, Reader, Record, caption_reader, captions_of, read_json, strict_text
 from vit.data.folders import choose_split
@@ -36,6 +37,7 @@ BARE = "pictures without captions"
 UNLISTED = "pictures in none of the split lists"
 BESIDE = "pictures beside the folders of the splits"
 TAR = "files of tars"
+ALONE = "texts without an image of the same name"
 
 FORMATS = (
     "expected COCO, Karpathy or BLIP .json, .jsonl or .csv with columns such as file_name and caption, a Flickr token "
@@ -63,7 +65,7 @@ class CaptionListing:
     counts: dict[str, int] = field(default_factory=dict)
     """how many could not serve, by kind: "pictures that are not there"; duplicates are counted here and kept"""
     left_out: list[LeftOut] = field(default_factory=list)
-    """the first few of each kind, by path or by file and place"""
+    """what was skipped, by path or by file and place"""
 
 
 def list_captions(
@@ -75,7 +77,7 @@ def list_captions(
     the pictures where it is not found by itself. What is held out depends on the seed and the names of the pictures
     alone. Raises `DataError` when nothing is left to train on, and for faults of the file, with their place.
     """
-    listing = _find(data, images)
+    listing = _find(data, images, whole=True)
     listing.splits = complete_splits(
         listing.splits,
         lambda picture: picture.path,
@@ -127,13 +129,16 @@ class _Entry:
                 tally.add(EMPTY, where)
                 continue
             if caption in self.known:
-                tally.add(DUPLICATE, where)
+                tally.counts[DUPLICATE] += 1  # kept
             self.known.add(caption)
             self.captions.append(caption)
 
 
-def _find(data: str | os.PathLike[str], images: str | None) -> CaptionListing:
-    """All captioned pictures by split; the only split is `UNSPLIT` where the data names none."""
+def _find(data: str | os.PathLike[str], images: str | None, *, whole: bool = False) -> CaptionListing:
+    """All captioned pictures by split; the only split is `UNSPLIT` where the data names none.
+
+    `whole` data are expected to name all images of their folder: those that they do not name are counted.
+    """
     images = None if images is None else os.path.abspath(images)
     if is_shards(data):
         from vit.data.shards import list_caption_shards  # builds on this module
@@ -147,8 +152,9 @@ def _find(data: str | os.PathLike[str], images: str | None) -> CaptionListing:
     if not sources:
         _read_sidecars(listing, tally)
     split_of_path: dict[str, str] = {}
-    for source in sources:
-        _read_source(source, images, listing, split_of_path, tally)
+    searched = [_read_source(source, images, listing, split_of_path, tally) for source in sources]
+    if whole and listing.splits:
+        tally_unnamed(searched, BARE, tally)
     listing.counts, listing.left_out = dict(tally.counts), tally.left_out
     if not listing.splits:
         raise DataError(f"{display_path(root)}: no picture with a caption{_summary(tally)}")
@@ -181,10 +187,12 @@ def _in_tars(root: str, tars: list[str], tally: Tally) -> CaptionListing:
 
 def _read_source(
     source: Source[Reader], images: str | None, listing: CaptionListing, splits: dict[str, str], tally: Tally
-) -> None:
+) -> Pictures:
     """Add the pictures of one caption file to `listing`. `splits` has the split of each path added so far."""
-    gathered = _gather(source, tally)
+    gathered, unlisted = _gather(source, tally)
     pictures = Pictures(source, list(gathered), images)
+    for name in unlisted:
+        pictures.note(name)
     if source.split in (None, "train"):
         listing.images = pictures.folder
     found: dict[str, _Entry] = {}
@@ -193,6 +201,7 @@ def _read_source(
         where = f"{source.path}, {_words(entry.place)}"
         if not entry.captions:
             tally.add(BARE, where)
+            pictures.note(name)
             continue
         path = pictures.find(name, tally)
         if path is None:
@@ -218,22 +227,25 @@ def _read_source(
             f"{display_path(source.path)}: names {len(gathered)} pictures, none of which can serve{_summary(tally)}\n"
             f"Pictures are looked for in {display_path(os.path.dirname(source.path))} and the folders in it."
         )
+    return pictures
 
 
-def _gather(source: Source[Reader], tally: Tally) -> dict[str, _Entry]:
-    """The records of a caption file by the name of the picture, in the order of the file."""
+def _gather(source: Source[Reader], tally: Tally) -> tuple[dict[str, _Entry], set[str]]:
+    """The records of a caption file by the name of the picture, in the order of the file, and the names in no split."""
     records = list(source.reader(tally))
     lists: dict[str, str] = {}
     if source.split is None and all(record.split is None for record in records):
         lists = _split_lists(source.path, records)
     gathered: dict[str, _Entry] = {}
+    unlisted = set[str]()
     for record in records:
         split = record.split or source.split or UNSPLIT
         if lists:
             listed = lists.get(record.name) or lists.get(os.path.splitext(record.name)[0])
             if listed is None:
-                if record.name not in gathered:
+                if record.name not in unlisted:
                     tally.add(UNLISTED, record.name)
+                unlisted.add(record.name)
                 continue
             split = listed
         entry = gathered.setdefault(record.name, _Entry(record.id or record.name, split, record.place))
@@ -244,7 +256,7 @@ def _gather(source: Source[Reader], tally: Tally) -> dict[str, _Entry]:
                 f"{display_path(where)}: {display_path(record.name)} is in {both}; it must be in one of them"
             )
         entry.add(record.captions, where, tally)
-    return gathered
+    return gathered, unlisted
 
 
 def _split_lists(path: str, records: Sequence[Record]) -> dict[str, str]:
@@ -293,6 +305,10 @@ def _read_sidecars(listing: CaptionListing, tally: Tally) -> None:
                 listing.splits.setdefault(entry.split, []).append(Captioned(path, tuple(entry.captions), entry.id))
             else:
                 tally.add(BARE, path)
+    named = set(stems.values())
+    for text in sorted(text for text in texts if os.path.splitext(text)[0] not in named):
+        if text.endswith(".txt") or any(_sidecar(text)):
+            tally.add(ALONE, text)
 
 
 def _sidecar(path: str) -> Iterator[str]:

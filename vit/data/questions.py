@@ -18,6 +18,7 @@ from vit.data.annotated import (
     first_line,
     sources_of,
     split_of,
+    tally_unnamed,
 )
 from vit.data.caption_formats import strict_text
 from vit.data.folders import choose_split
@@ -26,6 +27,8 @@ from vit.data.tables import PATH_COLUMNS, columns_of, label_of, read_rows, text_
 from vit.data.walk import LeftOut
 from vit.errors import DataError, display_path
 from vit.names import class_name
+
+BARE = "images without questions"
 
 _TEXT_COLUMNS = ("question", "text")
 _ANSWER_COLUMNS = ("answer", "label", "class")
@@ -55,7 +58,7 @@ class QuestionListing:
     counts: dict[str, int] = field(default_factory=dict)
     """how many could not serve, by kind: "pictures that are not there" """
     left_out: list[LeftOut] = field(default_factory=list)
-    """the first few of each kind"""
+    """what was skipped"""
     unknown: dict[str, int] = field(default_factory=dict)
     """how often each answer occurs that `classes` lacks; such texts are in no split"""
 
@@ -69,7 +72,7 @@ def list_questions(
     folder that holds one, or one a split. All texts of one picture, or all equal texts without one, are in one split.
     Raises `DataError` when there are not two answers to train on, and for faults of the table, with their line.
     """
-    listing = _find(data, images)
+    listing = _find(data, images, whole=True)
     listing.splits = complete_splits(
         listing.splits,
         lambda asked: asked.path or asked.text,
@@ -154,13 +157,17 @@ def _rows(path: str, delimiter: str) -> Iterator[_Row]:
         )
 
 
-def _find(data: str | os.PathLike[str], images: str | None) -> QuestionListing:
-    """All texts by split, whatever their answer; the only split is `UNSPLIT` where the data names none."""
+def _find(data: str | os.PathLike[str], images: str | None, *, whole: bool = False) -> QuestionListing:
+    """All texts by split, whatever their answer; the only split is `UNSPLIT` where the data names none.
+
+    Images in the folder of `whole` data that no question is about are counted.
+    """
     images = None if images is None else os.path.abspath(images)
     root, sources = sources_of(data, _question_reader, f"no table of questions; {_EXPECTED}")
     tally, listing = Tally(), QuestionListing(root, images or root, (), {})
-    for source in sources:
-        _read_source(source, images, listing, tally)
+    searched = [_read_source(source, images, listing, tally) for source in sources]
+    if whole and listing.splits:
+        tally_unnamed([pictures for pictures in searched if pictures is not None], BARE, tally)
     listing.counts, listing.left_out = dict(tally.counts), tally.left_out
     if not listing.splits:
         summary = f" ({tally.summary()}; the first is {tally.left_out[0].path})" if tally.left_out else f"; {_EXPECTED}"
@@ -169,12 +176,14 @@ def _find(data: str | os.PathLike[str], images: str | None) -> QuestionListing:
     return listing
 
 
-def _read_source(source: Source[_Reader], images: str | None, listing: QuestionListing, tally: Tally) -> None:
+def _read_source(
+    source: Source[_Reader], images: str | None, listing: QuestionListing, tally: Tally
+) -> Pictures | None:
     rows = list(source.reader())
     names = list(dict.fromkeys(row.name for row in rows if row.name is not None))
     paths: dict[str | None, str | None] = {None: None}
-    if names:
-        pictures = Pictures(source, names, images)
+    pictures = Pictures(source, names, images) if names else None
+    if pictures is not None:
         paths |= {name: pictures.find(name, tally) for name in names}
         if source.split in (None, "train"):
             listing.images = pictures.folder
@@ -183,3 +192,4 @@ def _read_source(source: Source[_Reader], images: str | None, listing: QuestionL
         if row.name is None or path is not None:
             split = row.split or source.split or UNSPLIT
             listing.splits.setdefault(split, []).append(Asked(path, row.text, row.label, row.id))
+    return pictures

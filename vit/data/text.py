@@ -89,7 +89,7 @@ class PairListing:
     splits: dict[str, list[Pair]]
     counts: dict[str, int] = field(default_factory=dict)
     left_out: list[LeftOut] = field(default_factory=list)
-    """the first few of each kind"""
+    """what was skipped"""
 
 
 def list_pairs(data: str | os.PathLike[str], *, val_fraction: float, test_fraction: float, seed: int) -> PairListing:

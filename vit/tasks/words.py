@@ -20,6 +20,7 @@ from vit.data.text import list_pairs, read_corpus
 from vit.data.tokenizer import Tokenizer
 from vit.data.transforms import EvaluationTransform
 from vit.data.word_module import WordsData
+from vit.data.walk import LeftOut
 from vit.data.words import Texts, WindowDataset, WordDataset
 from vit.errors import ConfigError, DataError
 from vit.models.architecture import VisionArchitecture
@@ -56,7 +57,8 @@ class Words:
     labels: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
     """of each text"""
     notes: list[str] = field(default_factory=list)
-    """what was left out"""
+    """what was skipped, in numbers"""
+    skipped: list[LeftOut] = field(default_factory=list)
 
     def fingerprint(self) -> str:
         """SHA-256 of all that training depends on but the pictures' contents: a resumed run must find the same."""
@@ -100,6 +102,7 @@ def read_words(data: str, config: Config) -> Words:
             {split: [entry.captions for entry in entries] for split, entries in captions.splits.items()},
             images={split: [entry.path for entry in entries] for split, entries in captions.splits.items()},
             notes=[f"{count} {what}" for what, count in captions.counts.items() if count],
+            skipped=captions.left_out,
         )
     elif config.task == "fuse":
         questions = list_questions(data, **shares, seed=seed)
@@ -115,6 +118,7 @@ def read_words(data: str, config: Config) -> Words:
             notes=[f"{count} {what}" for what, count in questions.counts.items() if count]
             + ([f"{alone} texts without a picture"] if alone else [])
             + ([f"{unknown} texts whose answer training lacks"] if unknown else []),
+            skipped=questions.left_out,
         )
     elif config.task == "translate":
         pairs = list_pairs(data, **shares, seed=seed)
@@ -122,6 +126,7 @@ def read_words(data: str, config: Config) -> Words:
             {split: [(target,) for _, target in entries] for split, entries in pairs.splits.items()},
             sources={split: [source for source, _ in entries] for split, entries in pairs.splits.items()},
             notes=[f"{count} {what}" for what, count in pairs.counts.items() if count],
+            skipped=pairs.left_out,
         )
     else:
         corpus = read_corpus(data, val_fraction=config.data.val_fraction)
