@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from vit.errors import DataError
 from vit.evaluate.bootstrap import bootstrap_interval, mean_intervals
 from vit.evaluate.ptb import ptb_tokens
+from vit.scripts import MOSTLY, unspaced_fraction
 
 Id = TypeVar("Id", bound=Hashable)
 Ngram = tuple[str, ...]
@@ -121,7 +122,7 @@ def caption_scores(
         pictures={
             i: PictureScores(float(b), float(r), float(c)) for i, b, r, c in zip(ids, bleu4, rouge, cider, strict=True)
         },
-        notes=_notes(ids, answers),
+        notes=_notes(ids, answers, chain.from_iterable(references[i] for i in ids)),
     )
 
 
@@ -178,8 +179,10 @@ def _some(ids: Sequence[Hashable]) -> str:
     return ", ".join(repr(i) for i in ids[:3]) + (", ..." if len(ids) > 3 else "")
 
 
-def _notes(ids: Sequence[Hashable], answers: Sequence[Sequence[str]]) -> tuple[str, ...]:
+def _notes(ids: Sequence[Hashable], answers: Sequence[Sequence[str]], references: Iterable[str]) -> tuple[str, ...]:
     notes = []
+    if unspaced_fraction(references) > MOSTLY:
+        notes.append("the references have no spaces between words: each run of letters counts as one word")
     if len(ids) == 1:
         notes.append("CIDEr-D of a single picture is always 0: it weighs words by how few other pictures have them")
     empty = [i for i, words in zip(ids, answers, strict=True) if not words]

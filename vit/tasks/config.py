@@ -197,7 +197,8 @@ class TextConfig:
 
     tokenizer: str = "auto"
     """characters, words, wordpiece or bpe, made from the training texts; or a tokenizer.json, or a folder with GPT-2's
-    files; auto: bpe for language, characters for translate, words for caption and fuse; with text.init, that of it"""
+    files; auto: bpe for language, characters for translate, words for caption and fuse (characters where words do not
+    suit: scripts without spaces, mostly unknown words in validation); with text.init, that of it"""
     vocabulary: int = 8000
     """most tokens that a tokenizer is made with"""
     length: int | None = None

@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from vit.data.questions import Asked, list_questions
 from vit.data.text import list_pairs, read_corpus
 from vit.data.tokenizer import Tokenizer
 from vit.data.transforms import EvaluationTransform
-from vit.data.word_module import WordsData
 from vit.data.walk import LeftOut
+from vit.data.word_module import WordsData
 from vit.data.words import Texts, WindowDataset, WordDataset
 from vit.errors import ConfigError, DataError
 from vit.models.architecture import VisionArchitecture
@@ -32,6 +32,7 @@ from vit.models.sources import load_model
 from vit.models.text import LanguageModel, TextTransformer
 from vit.models.text_architecture import EncoderDecoderArchitecture, FusionArchitecture, TextArchitecture
 from vit.models.vision import VisionTransformer
+from vit.scripts import MOSTLY, unspaced_fraction
 from vit.tasks.config import Config
 from vit.tasks.devices import settled_precision
 from vit.tasks.fuse import Fuse
@@ -42,6 +43,7 @@ log = logging.getLogger("vit")
 
 KINDS = {"characters", "words", "wordpiece", "bpe"}
 _AUTO = {"language": "bpe", "translate": "characters", "caption": "words", "fuse": "words"}
+_LOOKED_AT = 10_000  # texts for validation whose words are looked up
 _MOST = 256
 """tokens of a text that is written, where text.length is left open"""
 
@@ -353,7 +355,24 @@ def _tokenizer(words: Words, config: Config, start: ModelFile | None) -> Tokeniz
     if kind not in KINDS:
         return Tokenizer.load(Path(kind))
     texts = [text for group in words.texts["train"] for text in group] + words.sources.get("train", [])
-    return Tokenizer.train(texts, kind, config.text.vocabulary)
+    tokenizer = Tokenizer.train(texts, kind, config.text.vocabulary)
+    reason = _against_words(tokenizer, texts, chain.from_iterable(words.texts["val"])) if kind == "words" else None
+    if reason is None:
+        return tokenizer
+    if name != "auto":
+        log.warning("tokenizer  words: %s; characters or bpe suit the texts better", reason)
+        return tokenizer
+    log.warning("tokenizer  characters instead of words: %s", reason)
+    return Tokenizer.train(texts, "characters", config.text.vocabulary)
+
+
+def _against_words(tokenizer: Tokenizer, train: Sequence[str], val: Iterable[str]) -> str | None:
+    """Return why a tokenizer of words does not suit the texts, or None where it does."""
+    if (fraction := unspaced_fraction(train)) > MOSTLY:
+        return f"{fraction:.0%} of the letters belong to scripts without spaces between words"
+    ids = [number for text in islice(val, _LOOKED_AT) for number in tokenizer.encode(text)]
+    unknown = ids.count(tokenizer.unknown or 0) / max(1, len(ids))
+    return f"{unknown:.0%} of the words for validation are unknown in training" if unknown > 0.5 else None
 
 
 def _text_architecture(
