@@ -92,7 +92,11 @@ def test_the_first_answer_comes_before_the_whole_list_is_read(
 
 
 def test_a_signal_leaves_no_unfinished_file(start: Any, trained_run: Path, colour_folder: Path, tmp_path: Path) -> None:
-    sent = {signal.SIGINT: (130, b"interrupted"), signal.SIGTERM: (143, b"terminated"), signal.SIGHUP: (129, b"hung up")}
+    sent = {
+        signal.SIGINT: (130, b"interrupted"),
+        signal.SIGTERM: (143, b"terminated"),
+        signal.SIGHUP: (129, b"hung up"),
+    }
     processes = {}
     for number in sent:
         (tmp_path / number.name).mkdir()

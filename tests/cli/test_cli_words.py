@@ -86,6 +86,26 @@ def test_a_run_of_words_leaves_what_a_run_leaves(captioner: Path) -> None:
     assert facts["samples"]["train"] == 24
 
 
+def test_unreadable_csv_names_captions_without_images_and_images_without_captions(
+    train: Callable[..., None], tmp_path: Path
+) -> None:
+    rows = ["image,caption"]
+    for number in range(8):
+        Image.new("RGB", (48, 48), (number * 30, 0, 0)).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,number {number}" if number < 6 else f"gone{number}.png,none")
+    (tmp_path / "5.png").write_bytes(b"no image")
+    (tmp_path / "captions.csv").write_text("\n".join(rows))
+    run = tmp_path / "run"
+    train(tmp_path / "captions.csv", "--task", "caption", "--train.epochs=1", *EYES, *SMALL, "--out", run)
+    header, *found = (run / "unreadable.csv").read_text().splitlines()
+    assert header == "split,path,reason"
+    named = {Path(row.split(",")[1]).name: row.split(",", 2)[::2] for row in found}
+    assert named["gone6.png"] == named["gone7.png"] == ["", "no such file or directory"]
+    assert named["6.png"] == named["7.png"] == ["", "pictures without captions"]
+    assert named["5.png"][0] in ("train", "val")
+    assert len(found) == 5
+
+
 def test_captions_are_json_lines_with_every_token(vit: Callable[..., Any], captioner: Path, scenes: Path) -> None:
     pictures = sorted((scenes / "images").glob("test-*.png"))[:2]
     outcome = vit("caption", captioner, *pictures, "--n-best", 2, "--beams", 3, "--device", "cpu")

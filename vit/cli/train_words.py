@@ -41,7 +41,7 @@ def train_words(
     from vit.nn import Transformer
     from vit.tasks.base import samples_per_step
     from vit.tasks.optim import check_optimizer
-    from vit.tasks.run import environment, export, gather_unreadable, make_trainer, train_on
+    from vit.tasks.run import add_skipped, environment, export, gather_unreadable, make_trainer, train_on
     from vit.tasks.words import read_words, set_up_words
 
     check_optimizer(config.optim.name)
@@ -63,6 +63,7 @@ def train_words(
             facts = {"path": path, "sha256": words.fingerprint(), "samples": counts, "left_out": words.notes}
             write_text(run / "data.json", dump_json(facts, indent=1) + "\n")
             write_text(run / "tokenizer.json", setup.tokenizer.to_json() + "\n")
+            add_skipped(run, [("", item.path, item.reason) for item in words.skipped])
             write_text(run / "environment.json", dump_json(environment(), indent=1) + "\n")
             if config.task == "fuse":
                 write_text(run / "classes.json", dump_json(setup.task.classes, indent=1) + "\n")

@@ -277,8 +277,8 @@ def gather_unreadable(task: Any, paths: Mapping[str, Sequence[str]], trainer: L.
     """Let the task know which pictures any process could not read, of `paths` by split, and write unreadable.csv."""
     parts = from_all_processes(list(task.unreadable.items()))
     task.unreadable = dict(sorted({pair for part in parts for pair in part}))
-    if task.unreadable and trainer.is_global_zero:
-        _write_unreadable(run / "unreadable.csv", paths, task.unreadable)
+    if trainer.is_global_zero:
+        add_skipped(run, [(split, paths[split][index], reason) for (split, index), reason in task.unreadable.items()])
 
 
 def train_on(task: Task, data: EpochData, trainer: L.Trainer, run: Path, *, resume: Path | None = None) -> None:
@@ -313,13 +313,19 @@ def train_on(task: Task, data: EpochData, trainer: L.Trainer, run: Path, *, resu
         raise OutOfMemory(message, again=begins and trainer.world_size == 1) from error
 
 
-def _write_unreadable(path: Path, paths: Mapping[str, Sequence[str]], reasons: dict[tuple[str, int], str]) -> None:
-    """split,path,reason of every picture that was left out because it could not be decoded."""
-    with open_text(path) as file:
-        table = csv.writer(file)
-        table.writerow(["split", "path", "reason"])
-        for (split, index), reason in reasons.items():
-            table.writerow([split, paths[split][index], reason])
+def add_skipped(run: Path, rows: Sequence[tuple[str, str, str]]) -> None:
+    """Add split, path and reason of skipped files to RUN/unreadable.csv; files skipped at listing have no split.
+
+    Rows that are there already stay: a resumed run has not seen the files that were skipped before.
+    """
+    path = run / "unreadable.csv"
+    header, known = ("split", "path", "reason"), list[tuple[str, ...]]()
+    if path.is_file():
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            known = [tuple(row) for row in csv.reader(file)][1:]
+    if rows:
+        with open_text(path) as file:
+            csv.writer(file).writerows(dict.fromkeys([header, *known, *rows]))
 
 
 def export(run: Path) -> ModelFile:
