@@ -4,6 +4,8 @@ Every message is one to three lines, names the path or key, and says the reason 
 raised is a fault of ours and is reported as such.
 """
 
+import shlex
+
 
 class VitError(Exception):
     """Something the user can mend; the command ends with `exit_code`."""
@@ -57,10 +59,20 @@ class OutOfMemory(VitError):
         self.again = again
 
 
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "allocate memory",
+    "failed to map segment",
+    "bad_alloc",
+    "start new thread",
+    "without exception set",  # what extension modules leave that do not check for it
+)
+
+
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, in whichever words Python and torch say so."""
+    """Whether memory ran out, in whichever words Python, torch and the loader of libraries say so."""
     text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+    return isinstance(error, MemoryError) or any(sign in text for sign in _OUT_OF_MEMORY)
 
 
 def display_path(path: object) -> str:
@@ -100,3 +112,19 @@ def escape_controls(text: str, keep: str = "") -> str:
         return text
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def shell_quote(path: object) -> str:
+    """Return `path` as one word of a shell command, for commands that messages suggest.
+
+    Control characters and undecodable bytes appear as escapes in $'...', which bash, zsh and ksh read.
+    """
+    text = str(path)
+    if text.startswith("-"):
+        text = f"./{text}"  # a path, not an option
+    if text.isprintable():
+        return shlex.quote(text)
+    plain = {*range(32, 127)} - {*b"'\\"}
+    return (
+        "$'" + "".join(chr(b) if b in plain else f"\\x{b:02x}" for b in text.encode("utf-8", "surrogateescape")) + "'"
+    )

@@ -163,7 +163,11 @@ def test_debug_raises_wherever_it_stands(words: list[str], kind: type[Exception]
     ("error", "code", "message"),
     [
         (KeyboardInterrupt(), 130, "vit: interrupted\n"),
-        (MemoryError(), 1, "vit: out of memory; lower data.batch_size, or set train.checkpointing true\n"),
+        (
+            MemoryError(),
+            1,
+            "vit: out of memory; lower data.batch_size or --batch-size, or set train.checkpointing true\n",
+        ),
         (RuntimeError("CUDA out of memory. Tried to allocate"), 1, "vit: out of memory; lower data.batch_size"),
         (OSError(28, "No space left on device"), 1, "vit: no space left on the disk\n"),
         (PermissionError(13, "Permission denied", "/a\nb"), 1, "vit: /a\\nb: permission denied\n"),

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from vit.cli.arguments import check_out
 from vit.data.tables import text_lines
-from vit.errors import ConfigError, UnreadableImage, VitError, display_path
+from vit.errors import ConfigError, UnreadableImage, VitError, display_path, shell_quote
 from vit.tasks.config import Config
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def pack(data: str, config: Config) -> int:
         keep_pictures(dataset, "disk", name=split)
         if dataset.cache is not None:
             failed += _fill(dataset, split)
-    log.info("next       vit train %s --data.cache disk, with the same settings", display_path(data))
+    log.info("next       vit train %s --data.cache disk, with the same settings", shell_quote(data))
     return 1 if failed else 0
 
 
@@ -124,7 +124,7 @@ def shard(data: str, config: Config, out: str, engine: str, megabytes: int) -> i
         "shards     %s in %s", "   ".join(f"{name} {count:,}" for name, count in counts.items()), display_path(out)
     )
     task = "" if config.task == "classify" else f" --task {config.task}"
-    log.info("next       vit train %s%s", display_path(out), task)
+    log.info("next       vit train %s%s", shell_quote(out), task)
     return 0
 
 

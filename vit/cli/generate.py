@@ -58,7 +58,7 @@ def _prompts(prompt: str) -> Iterator[str]:
         yield prompt
         return
     if sys.stdin is None:
-        raise ConfigError("--prompt -: there is no standard input")
+        raise ConfigError("--prompt -: standard input is closed")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(newline="\n")  # a lone CR belongs to the prompt
     for line in sys.stdin:

@@ -1,6 +1,5 @@
 """The command `vit`: finds the part that was asked for, and turns failures into one clear line and an exit code."""
 
-import contextlib
 import difflib
 import errno
 import importlib
@@ -10,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 
+from vit.cli.console import prepare_process
 from vit.errors import ConfigError, VitError, display_path, is_out_of_memory, printable
 from vit.signals import Stop, unwinding
 
@@ -55,6 +55,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 129 hung up, 130 interr
 
 def run() -> None:
     """The console script."""
+    prepare_process()
     try:
         sys.exit(main(sys.argv[1:]))
     finally:
@@ -99,6 +100,10 @@ def _main(argv: list[str]) -> int:
 
         print(__version__)
         return 0
+    try:
+        os.getcwd()
+    except OSError as error:  # MKL would end the process while torch is imported
+        raise ConfigError("the current folder no longer exists; change to another one by cd") from error
     _log_to_stdout()
     return _command(argv[0])(argv[1:])
 
@@ -136,9 +141,11 @@ def _in_words(error: Exception) -> str:
             return f"{told}; /dev/shm is too small for its batches: lower data.workers, 0 does without"
         return f"{told}; if memory ran out, lower data.workers or data.batch_size; --resume goes on with the run"
     if is_out_of_memory(error):
-        return "out of memory; lower data.batch_size, or set train.checkpointing true"
+        return "out of memory; lower data.batch_size or --batch-size, or set train.checkpointing true"
     if isinstance(error, OSError) and error.errno is not None:
         reason = "no space left on the disk" if error.errno == errno.ENOSPC else (error.strerror or "").lower()
+        if error.errno == errno.EBADF and not error.filename:
+            reason = "standard output is closed"
         return f"{display_path(error.filename)}: {reason}" if error.filename else reason
     return f"a fault of ours: {type(error).__name__}: {text} (--debug shows where)"
 
@@ -165,9 +172,12 @@ class _Print(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         # A reader that has gone, as in `vit train DATA | head`, does not end the work; log.txt holds the rest.
-        with contextlib.suppress(OSError):
-            stream = sys.stderr if record.name == "vit.models" else sys.stdout  # where results may be piped
+        stream = sys.stderr if record.name == "vit.models" else sys.stdout  # where results may be piped
+        try:
             print(self.format(record), file=stream, flush=True)
+        except OSError as error:
+            if stream is sys.stdout and error.errno in (errno.EPIPE, errno.EBADF):
+                _discard_output()
 
 
 def _flush() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vit.cli.arguments import Parser
-from vit.errors import ConfigError, display_path
+from vit.errors import ConfigError, display_path, shell_quote
 from vit.models.architecture import SIZES
 
 PRETRAINED = Path(__file__).parent.parent / "models" / "pretrained.csv"
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     if not sizes and not found:
         wider = f"*{pattern}*"
         there = wider if any(_matches(row["name"], wider) for row in weights) else "*"
-        raise ConfigError(f"no size and no weights match {display_path(pattern)}; try '{display_path(there)}'")
+        raise ConfigError(f"no size and no weights match {display_path(pattern)}; try {shell_quote(there)}")
     if sizes:
         _print_sizes(sizes)
     if found:
@@ -73,7 +73,7 @@ def _print_weights(rows: Sequence[dict[str, str]]) -> None:
 
 def _cached(repository: str) -> bool:
     """Whether the hub's cache on this machine holds weights of a repository; its client takes a second to import."""
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    home = Path(os.environ.get("HF_HOME", os.path.expanduser("~/.cache/huggingface")))
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
     snapshots = cache / f"models--{repository.replace('/', '--')}" / "snapshots"
     return any(snapshots.glob("*/*.safetensors"))

@@ -173,6 +173,8 @@ def _parts(words: list[str]) -> list[Iterable[str | UnreadableImage]]:
     """The pictures each word stands for; `-` is a list on standard input, not yet read."""
     from vit.data.folders import find_images
 
+    if "-" in words and sys.stdin is None:
+        raise ConfigError("-: standard input is closed; name files, or give it a list")
     return [_listed(sys.stdin.buffer) if word == "-" else list(find_images([word])) for word in words]
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vit.errors import display_path
+from vit.errors import display_path, shell_quote
 from vit.models.vision import VisionTransformer
 from vit.tasks.classify import Classify
 from vit.tasks.config import Config
@@ -91,11 +91,12 @@ def what_next(run: Path) -> None:
         log.info("report     %s", shown)
         return
     log.info("model      %s/model.safetensors", shown)
-    data = f"{shown}/split.csv" if (run / "split.csv").is_file() else "DATA"
-    log.info("next       vit evaluate %s %s", shown, data)
-    log.info("           vit predict %s PICTURE...", shown)
+    word = shell_quote(run)
+    data = shell_quote(run / "split.csv") if (run / "split.csv").is_file() else "DATA"
+    log.info("next       vit evaluate %s %s", word, data)
+    log.info("           vit predict %s PICTURE...", word)
     if (run / "tensorboard").is_dir():  # a head alone leaves none
-        log.info("           tensorboard --logdir %s", shown)
+        log.info("           tensorboard --logdir %s", word)
 
 
 def _start_rows(setup: Setup) -> list[tuple[str, str]]:

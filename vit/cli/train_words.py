@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vit.cli.config import to_yaml
 from vit.cli.train import LAST, folder_of, tell_changes
 from vit.data.folders import SHARDS
-from vit.errors import ConfigError, display_path
+from vit.errors import ConfigError, display_path, shell_quote
 from vit.files import dump_json, write_text
 from vit.signals import signals
 from vit.tasks.config import Config
@@ -149,14 +149,14 @@ def _after(setup: "WordRun", run: Path) -> None:
         numbers = ", ".join(_told(name.removeprefix("val/"), float(value)) for name, value in told.items())
         log.info("best       epoch %s: %s   (%.0f s in all)", best["epoch"], numbers, float(rows[-1]["seconds"]))
     tell_unreadable(setup.task.unreadable, setup.words.images)
-    shown = display_path(run)
-    log.info("model      %s/model.safetensors", shown)
+    log.info("model      %s/model.safetensors", display_path(run))
+    word = shell_quote(run)
     lines = {
-        "caption": (f"vit evaluate {shown} DATA", f"vit caption {shown} PICTURE..."),
-        "fuse": (f"vit evaluate {shown} DATA", f"vit predict {shown} PICTURE --text QUESTION"),
-        "language": (f"vit generate {shown} --prompt TEXT", f"vit embed {shown} --nearest WORD"),
-        "translate": (f"vit evaluate {shown} DATA", f"vit generate {shown} --prompt TEXT"),
+        "caption": (f"vit evaluate {word} DATA", f"vit caption {word} PICTURE..."),
+        "fuse": (f"vit evaluate {word} DATA", f"vit predict {word} PICTURE --text QUESTION"),
+        "language": (f"vit generate {word} --prompt TEXT", f"vit embed {word} --nearest WORD"),
+        "translate": (f"vit evaluate {word} DATA", f"vit generate {word} --prompt TEXT"),
     }[setup.config.task]
     log.info("next       %s", lines[0])
     log.info("           %s", lines[1])
-    log.info("           tensorboard --logdir %s", shown)
+    log.info("           tensorboard --logdir %s", word)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from vit.data.decode import Copy
-from vit.errors import DataError, display_path
+from vit.errors import DataError, VitError, display_path
 from vit.files import dump_json
 
 log = logging.getLogger("vit")
@@ -155,10 +155,13 @@ def _unnamed() -> int:
 
 
 def cache_folder() -> Path:
-    """Where caches lie: VIT_CACHE, else vit in the user's folder for caches."""
+    """Return the folder for caches: VIT_CACHE, else vit in the user's cache folder. Raises VitError without either."""
     if own := os.environ.get("VIT_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit"
+    except RuntimeError as error:  # a user id without an account, as in some containers
+        raise VitError("no home folder to cache files in; set VIT_CACHE or HOME to a folder") from error
 
 
 def source_mark(paths: Sequence[str], how: str) -> str:

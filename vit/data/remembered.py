@@ -49,7 +49,7 @@ def recall(root: str) -> Found | None:
             found.splits.setdefault(split, {})[label] = paths[start : start + count]
             start += count
         return found if start == len(paths) else None
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):  # not there, or damaged
+    except (OSError, VitError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):  # not there, or damaged
         return None
 
 
@@ -65,8 +65,8 @@ def remember(found: Found, started: int) -> None:
     told = {"version": _VERSION, "root": found.root, "classes": classes, "leaks": found.leaks}
     told |= {"left_out": [(item.path, item.reason) for item in found.left_out]}
     paths = [path for held in found.splits.values() for names in held.values() for path in names]
-    place = _place(found.root)
     with contextlib.suppress(OSError, VitError):  # a full or read-only disk: it is listed again next time
+        place = _place(found.root)
         place.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(place) as temporary, temporary.open("wb") as file:
             np.savez(

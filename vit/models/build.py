@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from vit.errors import ConfigError, ModelFileError, display_path
+from vit.errors import ConfigError, ModelFileError, display_path, shell_quote
 from vit.models.architecture import VisionArchitecture
 from vit.models.encoder_decoder import EncoderDecoder
 from vit.models.file import ModelFile, State, Weights, first_line
@@ -48,7 +48,7 @@ def require_kind(model: ModelFile, kinds: Sequence[str], source: object = "model
         wanted = " or ".join(USES[kind].partition(":")[0] for kind in kinds) if kinds[3:] == () else "a model of words"
         there = USES.get(model.kind, f"of kind {model.kind!r}, which this version does not know")
         if model.kind == "classifier" and "captioner" in kinds:
-            start = f"vit train CAPTIONS --task caption --model.init {display_path(source)}"
+            start = f"vit train CAPTIONS --task caption --model.init {shell_quote(source)}"
             there += f"; `{start}` makes a captioner of it"
         raise ModelFileError(f"{display_path(source)}: not {wanted} but {there}")
 

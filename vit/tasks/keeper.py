@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from vit.data.module import place_of
-from vit.errors import Interrupted, VitError, display_path
+from vit.errors import Interrupted, VitError, shell_quote
 from vit.signals import Stop, signals
 from vit.tasks.base import Task, diverged
 from vit.tasks.checkpoints import require_finite
@@ -127,7 +127,7 @@ class Keeper(L.Callback):
         return Interrupted(number, f"stopped {place}; {self._remedy()}")
 
     def _remedy(self) -> str:
-        return f"go on from there by: vit train --out {display_path(self.run)} --resume"
+        return f"go on from there by: vit train --out {shell_quote(self.run)} --resume"
 
     def _due(self, trainer: L.Trainer) -> bool:
         train = self.config.train
