@@ -102,6 +102,23 @@ def test_a_loaded_network_computes_what_the_saved_one_did(suffix: str, tmp_path:
         assert torch.equal(built(images), network(images))
 
 
+def test_a_checkpoint_and_a_model_file_of_equal_weights_compute_the_same_bits(tmp_path: Path) -> None:
+    """A safetensors file is mapped into memory as it is; of tensors at odd addresses CPU kernels round otherwise."""
+    torch.manual_seed(0)
+    architecture = VisionArchitecture((48, 48), (8, 8), dim=100, depth=2, heads=2, hidden=201, classes=7)
+    network = VisionTransformer(architecture).eval()
+    torch.nn.init.normal_(network.head.weight)
+    model = classifier_file(network, list("abcdefg"), PREPROCESSING)
+    for suffix, write in WRITERS.items():
+        write(model, tmp_path / f"model{suffix}")
+    one, other = (build_network(read_model(tmp_path / f"model{suffix}")) for suffix in (".ckpt", ".safetensors"))
+    assert {parameter.data_ptr() % 64 for parameter in other.parameters()} == {0}
+    for count in (1, 2, 5):
+        images = torch.randn(count, 3, 48, 48)
+        with torch.inference_mode():
+            assert torch.equal(one(images), other(images))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool])
 def test_tensors_keep_their_type(dtype: torch.dtype, tmp_path: Path) -> None:
     model = small()

@@ -55,14 +55,14 @@ def sigmoid_losses(task: Classify, targets: Tensor) -> Tensor:
 
 def test_cross_entropy_is_the_mean_negative_log_probability() -> None:
     task = classify(loss={"smoothing": 0.0})
-    found = task.losses(batch())["loss"].detach()
+    found = task.losses(batch())["loss"].mean.detach()
     expected = -sum(row[label] for row, label in zip(log_probabilities(task), LABELS, strict=True)) / 4
     assert found.item() == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_smoothing_spreads_its_share_over_all_classes() -> None:
     task = classify(loss={"smoothing": 0.3})
-    found = task.losses(batch())["loss"].detach()
+    found = task.losses(batch())["loss"].mean.detach()
     logs = log_probabilities(task)
     expected = sum(-0.7 * row[label] - 0.3 * row.mean() for row, label in zip(logs, LABELS, strict=True)) / 4
     assert found.item() == pytest.approx(float(expected), rel=1e-5)
@@ -70,12 +70,33 @@ def test_smoothing_spreads_its_share_over_all_classes() -> None:
 
 def test_balanced_weights_are_inverse_to_the_share_of_the_training_pictures() -> None:
     task = classify(loss={"smoothing": 0.0, "class_weights": "balanced"})
-    found = task.losses(batch())["loss"].detach()
+    found = task.losses(batch())["loss"].mean.detach()
     weights = [15 / (3 * count) for count in COUNTS]  # 1 for a class of average size
     logs = log_probabilities(task)
     weighted = sum(-weights[label] * row[label] for row, label in zip(logs, LABELS.tolist(), strict=True))
-    expected = weighted / sum(weights[label] for label in LABELS.tolist())
-    assert found.item() == pytest.approx(float(expected), rel=1e-5)
+    assert found.item() == pytest.approx(float(weighted / 4), rel=1e-5)  # the weights' mean over the data is 1
+
+
+def test_balanced_weights_act_on_a_batch_of_one_image() -> None:
+    plain, balanced = (
+        classify(loss={"smoothing": 0.0, "class_weights": kind}).losses(batch(1))["loss"].mean.item()
+        for kind in ("none", "balanced")
+    )
+    assert balanced == pytest.approx(plain * 15 / (3 * COUNTS[LABELS[0]]), rel=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize(
+    "loss", [{"name": "cross-entropy"}, {"name": "bce"}, {"name": "bce", "whole": True}], ids=lambda loss: str(loss)
+)
+def test_a_class_index_and_its_one_hot_vector_have_the_same_weighted_loss(
+    loss: dict[str, Any], smoothing: float
+) -> None:
+    """Else the loss would jump where mixing ends (`augment.mix_off_epochs`)."""
+    task = classify(loss={**loss, "smoothing": smoothing, "class_weights": "balanced"})
+    logits = 3 * torch.randn(4, 3)
+    hard, soft = task._loss(logits, LABELS), task._loss(logits, torch.eye(3)[LABELS])
+    torch.testing.assert_close(hard, soft, rtol=1e-6, atol=0)
 
 
 def test_a_class_without_training_pictures_gets_a_finite_weight() -> None:
@@ -84,19 +105,20 @@ def test_a_class_without_training_pictures_gets_a_finite_weight() -> None:
     task = Classify(network, CLASSES, Preprocessing((16, 16)), config, counts=[6, 0, 3])
     assert task.class_weights is not None
     assert task.class_weights.isfinite().all()
+    assert float(task.class_weights @ torch.tensor([6.0, 0.0, 3.0])) == pytest.approx(9)  # mean 1 over the data
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_bce_asks_every_class_by_itself(smoothing: float) -> None:
     task = classify(loss={"name": "bce", "smoothing": smoothing})
-    found = task.losses(batch())["loss"].detach()
+    found = task.losses(batch())["loss"].mean.detach()
     targets = torch.eye(3)[LABELS] * (1 - smoothing) + smoothing / 3
     assert found.item() == pytest.approx(float(sigmoid_losses(task.double(), targets).mean()), rel=1e-5)
 
 
 def test_bce_weighs_the_classes() -> None:
     task = classify(loss={"name": "bce", "smoothing": 0.0, "class_weights": "balanced"})
-    found = task.losses(batch())["loss"].detach()
+    found = task.losses(batch())["loss"].mean.detach()
     weights = torch.tensor([15 / (3 * count) for count in COUNTS])
     expected = (sigmoid_losses(task.double(), torch.eye(3)[LABELS]).mean(dim=1) * weights[LABELS]).mean()
     assert found.item() == pytest.approx(float(expected), rel=1e-5)
@@ -104,7 +126,7 @@ def test_bce_weighs_the_classes() -> None:
 
 def test_bce_can_take_every_class_of_a_mixed_picture_for_a_whole_yes() -> None:
     task = classify(loss={"name": "bce", "smoothing": 0.0, "whole": True}, augment={"mixup": 0.8})
-    found = task.losses(batch())["loss"].detach()
+    found = task.losses(batch())["loss"].mean.detach()
     images, targets = task.inputs(batch())
     assert ((targets > 0) & (targets < 1)).any()
     with torch.no_grad():
@@ -123,7 +145,7 @@ def test_whole_labels_are_for_bce() -> None:
 @pytest.mark.parametrize("augment", [{"mixup": 0.8}, {"cutmix": 1.0}])
 def test_mixed_pictures_are_learned_with_mixed_labels(name: str, augment: dict[str, float]) -> None:
     task = classify(loss={"name": name, "smoothing": 0.0}, augment=augment)
-    found = task.losses(batch())["loss"].detach()
+    found = task.losses(batch())["loss"].mean.detach()
     images, targets = task.inputs(batch())  # the same step draws the same
     assert not torch.equal(images, task.normalise(batch().images))
     torch.testing.assert_close(targets.sum(dim=1), torch.ones(4))
@@ -149,7 +171,7 @@ def test_mixing_ends_before_the_last_epochs() -> None:
 @pytest.mark.parametrize("augment", [{}, {"mixup": 0.8, "cutmix": 1.0}])
 def test_a_batch_of_unreadable_pictures_alone_changes_nothing(name: str, augment: dict[str, float]) -> None:
     task = classify(loss={"name": name, "class_weights": "balanced"}, augment=augment)
-    loss = task.losses(batch(0))["loss"]
+    loss = task.losses(batch(0))["loss"].total
     loss.backward()
     assert loss.item() == 0
     for key, parameter in task.network.named_parameters():
@@ -172,4 +194,4 @@ def test_pictures_are_half_as_large_in_the_first_epochs() -> None:
         seen, _ = task.inputs(batch())
         assert seen.shape == (4, 3, side, side)
         assert torch.equal(seen, full if side == 16 else torch.nn.functional.avg_pool2d(full, 2))
-        assert task.losses(batch())["loss"].isfinite()
+        assert task.losses(batch())["loss"].mean.isfinite()

@@ -28,7 +28,7 @@ def test_captions_that_share_a_pictures_tokens_have_the_loss_of_captions_with_co
     owners = torch.tensor([0, 0, 1, 1, 2, 2])
     shared = WordBatch(tokens, lengths, owners, torch.arange(6), True, torch.arange(3), images=images)
     copied = replace(shared, even=False)
-    torch.testing.assert_close(task.losses(shared)["loss"], task.losses(copied)["loss"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(task.losses(shared)["loss"].mean, task.losses(copied)["loss"].mean, rtol=0, atol=1e-6)
     context = task.context(network, shared)
     for shift in (1, 2):
         ones, others = (task._logits(network, batch, context, shift=shift) for batch in (shared, copied))
@@ -51,8 +51,8 @@ def test_hidden_words_are_read_as_ends_and_still_have_to_be_written() -> None:
     assert 0.37 < changed[:, 1:].float().mean() < 0.43
     assert (read[changed] == tokenizer.end).all()
     torch.manual_seed(1)
-    loss = task.losses(batch)["loss"]
+    loss = task.losses(batch)["loss"].mean
     torch.manual_seed(1)
     logits = task.network(task._hidden(batch).tokens[:, :-1])
-    expected = word_loss(logits, tokens, batch.lengths, smoothing=config.loss.smoothing)
+    expected = word_loss(logits, tokens, batch.lengths, smoothing=config.loss.smoothing).mean
     torch.testing.assert_close(loss, expected, rtol=0, atol=0)

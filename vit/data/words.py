@@ -151,8 +151,8 @@ class WordDataset(Dataset[WordItem]):
 class WindowDataset(Dataset[WordItem]):
     """Windows of one long text, tokens [T]: each has `length` tokens and the one after it.
 
-    In training a window begins anywhere, a function of (seed, draw); in evaluation they stand one behind the other, so
-    that every token but the first is predicted once.
+    In training a window begins anywhere, a function of (seed, draw); in evaluation they follow one another, so that
+    every token but the first is predicted once; the last window may be shorter.
     """
 
     def __init__(self, tokens: np.ndarray, length: int, count: int, *, training: bool, seed: int = 0) -> None:

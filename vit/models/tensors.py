@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from vit.errors import ModelFileError, display_path
 
+_ALIGNMENT = 64
+"""bytes to which torch aligns what it allocates on the CPU"""
 _REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -28,11 +30,20 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_exactly(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Make `network` hold the tensors of `state` themselves. Raises ValueError naming the first that does not fit."""
+    """Make `network` hold the tensors of `state`, or copies of those whose memory torch would have laid out otherwise.
+
+    CPU kernels round differently by alignment: a tensor of a memory-mapped file would give other last digits than an
+    equal one. Raises ValueError naming the first that does not fit.
+    """
     reason = misfit(state, network.state_dict())
     if reason is not None:
         raise ValueError(reason)
-    network.load_state_dict(state, assign=True)
+    network.load_state_dict({name: _laid_out(tensor) for name, tensor in state.items()}, assign=True)
+
+
+def _laid_out(tensor: Tensor) -> Tensor:
+    aligned = tensor.device.type != "cpu" or tensor.data_ptr() % _ALIGNMENT == 0
+    return tensor if aligned and tensor.is_contiguous() else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def misfit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:

@@ -1,6 +1,7 @@
 """What every task shares: optimizer, schedule, averaged weights, gradient norm. A task adds its losses."""
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -16,7 +17,31 @@ from vit.tasks.config import Config
 from vit.tasks.finite import Step, Watch
 from vit.tasks.optim import make_optimizer, make_schedule, parameter_groups
 
-Losses = dict[str, Tensor]
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss in two parts that add up over micro-batches and devices: their quotient is the mean over the whole step.
+
+    `total` is the sum over samples (or tokens), `count` how many there are; both are scalar float tensors.
+    """
+
+    total: Tensor
+    count: Tensor
+
+    @classmethod
+    def over(cls, total: Tensor, count: Tensor | int) -> "Loss":
+        """`total` over `count` samples; a count that is known on the CPU is written on the device without waiting."""
+        if isinstance(count, int):
+            count = torch.full_like(total.detach(), count, dtype=torch.float32)
+        return cls(total, count.float())
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean over the batch; 0 where there is nothing to average."""
+        return self.total / self.count.clamp(min=1)
+
+
+Losses = dict[str, Loss]
 
 
 class Task(L.LightningModule):
@@ -35,10 +60,14 @@ class Task(L.LightningModule):
         """the last epoch that was validated, from 0"""
         self.ema = copy.deepcopy(network).requires_grad_(False) if config.train.ema else None
         self.sums: dict[str, Tensor] = {}
-        """of each loss in this epoch so far, over samples: its sum and their number, float [2]"""
+        """total and count of each loss in this epoch so far, over all devices, float [2]"""
         self.watch = Watch()
-        self._learned: list[tuple[Tensor, Tensor]] = []
-        """loss and sample indices of the batches of the step under way"""
+        self.count_per_sample = 1.0
+        """typical count of one sample in the loss, such as the tokens of a text; keeps fp16 gradients in range"""
+        self._step_sums: dict[str, Tensor] = {}
+        """total and count of each loss over this device's micro-batches of the current step, float [2]"""
+        self._step_indices: list[Tensor] = []
+        """sample indices of these micro-batches"""
 
     @property
     def evaluated(self) -> nn.Module:
@@ -61,8 +90,12 @@ class Task(L.LightningModule):
                 fully_shard(network, mesh=self.device_mesh)
 
     def losses(self, batch: Any) -> Losses:
-        """The losses of one training batch; `loss` is the one that is minimised."""
+        """Compute the losses of one training batch; `loss` is minimized. Every batch must give the same names."""
         raise NotImplementedError
+
+    def zero_loss(self) -> Tensor:
+        """Zero, with a gradient of zero for every weight: what a device without samples contributes to a step."""
+        return sum((p.sum() for p in self.network.parameters()), torch.zeros((), device=self.device)) * 0
 
     def on_train_start(self) -> None:
         """A resumed run whose length or devices were changed follows its new schedule from the first step."""
@@ -83,31 +116,23 @@ class Task(L.LightningModule):
         torch.manual_seed(draw_seed(self.config.train.seed, step, self.global_rank, 1))
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
-        losses = self.losses(batch)
-        size = len(batch)
-        if size or self.trainer.world_size > 1:  # a batch of unreadable pictures has no loss; devices log together
-            for name, value in losses.items():
-                value = value.detach().float()
-                self.log(f"train/{name}_step", value, on_step=True, on_epoch=False, sync_dist=True, batch_size=size)
-                numbers = torch.stack([value * size, torch.full_like(value, size)])
-                numbers = torch.where(torch.isfinite(value), numbers, 0.0)  # such a step is not taken, and not counted
-                self.sums[name] = self.sums[name] + numbers if name in self.sums else numbers
-        self._learned.append((losses["loss"].detach(), batch.indices))
-        return losses["loss"] * self.weight_of(batch_index)
+        """Return the batch's summed loss over a constant; `configure_gradient_clipping` makes gradients of the mean.
 
-    def weight_of(self, batch_index: int) -> float:
-        """What a batch counts for among those of its step; Lightning divides by `train.accumulate`.
-
-        An epoch whose last step has fewer batches than that takes the mean of those, too.
+        How many samples or tokens a step has is only known when its last micro-batch is there, on all devices.
         """
-        batches, accumulate = self.trainer.num_training_batches, self.config.train.accumulate
-        left = batches % accumulate
-        return accumulate / left if batch_index >= batches - left else 1.0
+        losses = self.losses(batch)
+        _add(self._step_sums, {k: torch.stack([loss.total.detach().float(), loss.count]) for k, loss in losses.items()})
+        self._step_indices.append(batch.indices)
+        return losses["loss"].total / self._typical_count
+
+    @property
+    def _typical_count(self) -> float:
+        """What the loss of one micro-batch is divided by before backward: the same for all of them on all devices."""
+        return self.config.data.batch_size * self.count_per_sample
 
     def means(self) -> dict[str, Tensor]:
-        """The mean of each loss over the samples of this epoch so far, on all devices; none where there was none."""
-        sums = {name: self.trainer.strategy.reduce(value, reduce_op="sum") for name, value in self.sums.items()}
-        return {name: value[0] / value[1] for name, value in sums.items() if value[1] > 0}
+        """Mean of each loss over this epoch so far, on all devices; without those that averaged nothing."""
+        return {name: value[0] / value[1] for name, value in self.sums.items() if value[1] > 0}
 
     def configure_optimizers(self) -> Any:
         steps = int(self.trainer.estimated_stepping_batches)
@@ -123,22 +148,29 @@ class Task(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, **_: Any) -> None:
-        """Clip the gradient's norm, and log what it was."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if self.config.optim.clip:
-            norm = nn.utils.clip_grad_norm_(parameters, self.config.optim.clip)
-        else:
-            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
+        """Turn the accumulated gradients into that of the mean loss of the whole step, clip it, and log its norm."""
+        sums, indices = self._exchange_sums(), self._step_indices
+        self._step_sums, self._step_indices = {}, []
+        means = {name: value[0] / value[1].clamp(min=1) for name, value in sums.items()}
+        if any(map(len, indices)):  # a step of unreadable images has no loss
+            for name, mean in means.items():
+                self.log(f"train/{name}_step", mean)
+        # a step whose loss is not finite is not taken, and not counted
+        _add(self.sums, {name: torch.where(value.isfinite().all(), value, 0.0) for name, value in sums.items()})
+        # Lightning divides by the number of micro-batches, DDP and FSDP by the number of devices
+        parts = self._typical_count * self.config.train.accumulate * self.trainer.world_size
+        norm = scale_and_clip(optimizer, parts / sums["loss"][1].clamp(min=1), self.config.optim.clip)
         self.log("train/gradient_norm", norm)
-        # every device has the same norm, and its own loss: by the loss, devices would part
-        losses = torch.stack([loss.float() for loss, _ in self._learned]).mean()
         rate = max(group["lr"] for group in optimizer.param_groups)
-        numbers = torch.stack([losses if self.trainer.world_size == 1 else losses * 0 + norm, norm.to(losses)])
-        step = Step(self.global_step + 1, rate, [indices for _, indices in self._learned], numbers)
+        step = Step(self.global_step + 1, rate, indices, torch.stack([means["loss"], norm.to(means["loss"])]))
         self.watch.look(optimizer, step, scaled=getattr(self.trainer.precision_plugin, "scaler", None) is not None)
-        self._learned = []
+
+    def _exchange_sums(self) -> dict[str, Tensor]:
+        """Total and count of each loss over all micro-batches of the step on all devices, by one small all-reduce."""
+        sums = torch.stack(list(self._step_sums.values()))
+        if self.trainer.world_size > 1:
+            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        return dict(zip(self._step_sums, sums, strict=True))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then let the averaged weights follow."""
@@ -151,6 +183,29 @@ class Task(L.LightningModule):
         decay = min(self.config.train.ema, (1 + self.global_step) / (10 + self.global_step))
         with torch.no_grad():
             torch._foreach_lerp_(list(ema.parameters()), list(self.network.parameters()), 1 - decay)
+
+
+def scale_and_clip(optimizer: torch.optim.Optimizer, factor: Tensor, clip: float) -> Tensor:
+    """Multiply all gradients by `factor`, then clip their norm to `clip` (0: not at all); both in one pass.
+
+    Returns the norm before clipping, as `torch.nn.utils.clip_grad_norm_` does.
+    """
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    norm = norm * factor.to(norm)
+    if clip:
+        factor = factor * (clip / (norm + 1e-6)).clamp(max=1.0)
+    if gradients:
+        with torch.no_grad():
+            torch._foreach_mul_([g.to_local() if isinstance(g, DTensor) else g for g in gradients], factor)
+    return norm
+
+
+def _add(sums: dict[str, Tensor], more: dict[str, Tensor]) -> None:
+    for name, value in more.items():
+        sums[name] = sums[name] + value if name in sums else value
 
 
 def samples_per_step(config: Config, trainer: L.Trainer) -> int:

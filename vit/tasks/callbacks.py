@@ -62,9 +62,9 @@ class Progress(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, task: Task, outputs: Any, batch: Any, index: int) -> None:
         if self.bar is not None:
             self.bar.update(_global_batch(trainer))
-            if trainer.global_step % 10 == 0:  # Lightning hands out the batch's share of its step
-                loss = float(outputs["loss"]) * trainer.accumulate_grad_batches / task.weight_of(index)
-                self.bar.set_postfix_str(f"epoch {trainer.current_epoch + 1}, loss {loss:.3f}")
+            loss = trainer.callback_metrics.get("train/loss_step")
+            if trainer.global_step % 10 == 0 and loss is not None:
+                self.bar.set_postfix_str(f"epoch {trainer.current_epoch + 1}, loss {float(loss):.3f}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, task: Task) -> None:
         if not trainer.is_global_zero:

@@ -18,7 +18,7 @@ from vit.errors import DataError
 from vit.evaluate.classification import point_metrics
 from vit.models.file import classifier_file
 from vit.models.vision import VisionTransformer, with_weights
-from vit.tasks.base import Losses, Task, diverged
+from vit.tasks.base import Loss, Losses, Task, diverged
 from vit.tasks.config import Config
 from vit.tasks.rows import Rows
 
@@ -48,7 +48,9 @@ class Classify(Task):
         self.mix = Mix(config.augment, len(classes))
         weights = None
         if config.loss.class_weights == "balanced" and counts is not None:
-            weights = torch.tensor([sum(counts) / (len(counts) * max(1, count)) for count in counts])
+            present = sum(count > 0 for count in counts)
+            # mean 1 over the training images, as scikit-learn's `compute_class_weight`
+            weights = torch.tensor([sum(counts) / (present * max(1, count)) for count in counts])
         self.register_buffer("class_weights", weights, persistent=False)
         self.licence: str | None = None
         self.origin = "trained by vit"
@@ -67,9 +69,8 @@ class Classify(Task):
         self.unreadable.update({("train", index): reason for index, reason in batch.failures})
         images, targets = self.inputs(batch)
         logits = self.network(images)
-        if not len(batch):  # every picture of the batch was unreadable
-            return {"loss": logits.sum() * 0.0}
-        return {"loss": self._loss(logits, targets)}
+        total = self._loss(logits, targets) if len(batch) else logits.sum() * 0.0  # all images may be unreadable
+        return {"loss": Loss.over(total, len(batch))}
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the network sees of a training batch: images float [B, 3, H, W], and labels [B] or [B, classes]."""
@@ -83,9 +84,14 @@ class Classify(Task):
         return self.mix(images, batch.labels, seed)
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Sum over the batch. Class weights average to 1 over the data, so its mean is over samples, weighted or not.
+
+        Thus a class index and its one-hot vector give the same loss; torch's own mean is over the weights for the one
+        and over the samples for the other.
+        """
         smoothing = self.config.loss.smoothing
         if self.config.loss.name == "cross-entropy":
-            return F.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=smoothing)
+            return F.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=smoothing, reduction="sum")
         if targets.dim() == 1:
             targets = F.one_hot(targets, logits.shape[1])
         targets = targets.float()
@@ -95,7 +101,7 @@ class Classify(Task):
         if self.class_weights is not None:
             # a weight a picture: a weight a class would count its yes and its no alike, and balance nothing
             loss = loss * (targets @ self.class_weights)
-        return loss.mean()
+        return loss.sum()
 
     @property
     def evaluated(self) -> nn.Module:

@@ -86,7 +86,8 @@ class LossConfig:
     whole: bool = False
     """bce: every class in a mixed picture is a whole yes, whatever its share (Touvron et al. 2022)"""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced weighs each class by the inverse of its share of the training pictures"""
+    """balanced weighs each class by the inverse of its fraction of the training images: 1 on average over these, so the
+    loss stays a mean over samples"""
 
     def __post_init__(self) -> None:
         require(0 <= self.smoothing < 1, "loss.smoothing", self.smoothing, "must be in [0, 1)")
@@ -111,7 +112,7 @@ class TrainConfig:
     compile: bool = False
     """compile the model with torch.compile: slow to start, faster after"""
     accumulate: int = 1
-    """steps whose gradients are averaged before the weights change"""
+    """micro-batches per optimizer step: its gradient is that of all their samples, or tokens, at once"""
     checkpointing: bool = False
     """recompute activations in the backward pass: less memory, more time"""
     ema: float = 0.0
@@ -235,7 +236,7 @@ class TextConfig:
     attends: Literal["image", "text"] = "image"
     """fuse: which side's tokens attend to the other's"""
     drop_side: float = 0.1
-    """fuse: probability that a training batch lacks its pictures, and that it lacks its texts, so that either may be
+    """fuse: probability that a training step lacks its images, and that it lacks its texts, so that either may be
     missing later"""
 
     def __post_init__(self) -> None:

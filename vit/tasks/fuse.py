@@ -18,7 +18,7 @@ from vit.evaluate.classification import point_metrics
 from vit.models.file import ModelFile
 from vit.models.fusion import FusedClassifier
 from vit.nn import padding_mask
-from vit.tasks.base import Losses, Task, diverged
+from vit.tasks.base import Loss, Losses, Task, diverged
 from vit.tasks.config import Config
 from vit.tasks.rows import Rows
 
@@ -26,7 +26,7 @@ from vit.tasks.rows import Rows
 class Fuse(Task):
     """One class a picture with its text, by cross-entropy.
 
-    Some training batches lack their pictures, some their texts (`text.drop_side`), a function of the step alone, so
+    Some training steps lack their pictures, some their texts (`text.drop_side`), a function of the step alone, so
     that the model can answer without either. After validation, `gathered` holds the result rows of all processes, one a
     text.
     """
@@ -62,14 +62,15 @@ class Fuse(Task):
         """Cross-entropy of a training batch, which may lack one side."""
         self.unreadable.update({("train", index): reason for index, reason in batch.failures})
         if not len(batch):
-            return {"loss": sum((p.sum() for p in self.network.parameters()), torch.zeros((), device=self.device)) * 0}
+            return {"loss": Loss.over(self.zero_loss(), 0)}
         drop = self.config.text.drop_side
-        step = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        chance = draw_seed(self.config.train.seed, step, 0, 2) / 2**32
+        # one draw per step: its micro-batches and devices lack the same side
+        chance = draw_seed(self.config.train.seed, self.global_step, 0, 2) / 2**32
         image, text = chance >= drop, not drop <= chance < 2 * drop
         scores = self.scores(self.network, batch, image=image, text=text)
-        smoothing = self.config.loss.smoothing
-        return {"loss": torch.nn.functional.cross_entropy(scores, _labels(batch), label_smoothing=smoothing)}
+        labels, smoothing = _labels(batch), self.config.loss.smoothing
+        total = torch.nn.functional.cross_entropy(scores, labels, label_smoothing=smoothing, reduction="sum")
+        return {"loss": Loss.over(total, len(labels))}
 
     def on_validation_epoch_start(self) -> None:
         self.rows = Rows()

@@ -56,9 +56,7 @@ class Keeper(L.Callback):
         if self.state is not None:
             trainer.callback_metrics.update({k: torch.tensor(v) for k, v in self.state["metrics"].items()})
             task.unreadable.update({(split, index): reason for split, index, reason in self.state["unreadable"]})
-            # the sums are of all devices; the others must know of them, for all ask for the means together
-            share = float(trainer.is_global_zero)
-            task.sums = {name: share * value.to(task.device) for name, value in self.state["sums"].items()}
+            task.sums = {name: value.to(task.device) for name, value in self.state["sums"].items()}
         self._validate_last(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, task: Task) -> None:
@@ -148,11 +146,10 @@ class Keeper(L.Callback):
         if progress.started != progress.completed and progress.ready != progress.completed:
             return  # within a step: never, but a checkpoint of half a step would be wrong without a sign
         self._require_finite(trainer, task)
-        sums = {name: trainer.strategy.reduce(value.clone(), reduce_op="sum") for name, value in task.sums.items()}
         unreadable = from_all_processes([(split, index, why) for (split, index), why in task.unreadable.items()])
         self.state = {
             "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
-            "sums": {name: value.cpu() for name, value in sums.items()} if place[1] else {},
+            "sums": {name: value.cpu() for name, value in task.sums.items()} if place[1] else {},
             "unreadable": sorted({entry for part in unreadable for entry in part}),
             "written": written(self.run, trainer) if trainer.is_global_zero else {},
         }

@@ -172,20 +172,22 @@ def _language(words: Words, config: Config, tokenizer: Tokenizer, start: ModelFi
     length = config.text.length or (256 if start is None else start.architecture["length"])
     if start is not None and length > (most := start.architecture["length"]):
         raise ConfigError(f"text.length: {config.text.init} reads at most {most} tokens, got {length}")
-    for split, ids in tokens.items():
-        if len(ids) <= length:
-            raise DataError(f"{split}: {len(ids)} tokens are too few for windows of {length}; lower text.length")
+    for split, fewest in (("train", length + 1), ("val", 2)):
+        if (count := len(tokens[split])) < fewest:
+            remedy = "lower text.length" if count > 1 else "give it more text"
+            raise DataError(f"{split}: {count} tokens are too few for windows of {length}; {remedy}")
     config = replace(config, text=replace(config.text, length=length))
     architecture = _text_architecture(config, tokenizer, length, dim=config.text.dim or 384, depth=6, start=start)
     network = LanguageModel(architecture)
     _start_text(network, start, config)
     steps = config.text.epoch_steps or -(-(len(tokens["train"]) - 1) // (length * config.data.batch_size))
-    windows = (len(tokens["val"]) - 1) // length
+    windows = -(-(len(tokens["val"]) - 1) // length)  # the last one may be shorter
     train = WindowDataset(
         tokens["train"], length, steps * config.data.batch_size, training=True, seed=config.train.seed
     )
     val = WindowDataset(tokens["val"], length, windows, training=False)
     task = Write(network, tokenizer, config, kind="language")
+    task.count_per_sample = length
     return WordRun(config, words, tokenizer, task, WordsData(train, val, config.data, config.train.seed), 0)
 
 
@@ -211,6 +213,7 @@ def _caption(words: Words, config: Config, tokenizer: Tokenizer, start: ModelFil
         expected=_as_written(words.texts["val"], tokenizer),
         references=words.texts["train"],
     )
+    task.count_per_sample = config.text.per_picture * texts["train"].mean_tokens
     if first is not None:
         task.licence, task.origin = first.licence, f"encoder from {config.model.init}"
     data = WordsData(train, val, config.data, config.train.seed)
@@ -231,6 +234,7 @@ def _translate(words: Words, config: Config, tokenizer: Tokenizer, start: ModelF
     train, val = (_dataset(words, split, texts, config, None, sources=sources[split]) for split in ("train", "val"))
     expected = _as_written(words.texts["val"], tokenizer)
     task = Write(network, tokenizer, config, kind="translator", expected=expected)
+    task.count_per_sample = texts["train"].mean_tokens
     return WordRun(
         config, words, tokenizer, task, WordsData(train, val, config.data, config.train.seed), texts["train"].cut
     )
@@ -276,6 +280,11 @@ class _Encoded:
     texts: Texts
     groups: list[list[int]]
     cut: int
+
+    @property
+    def mean_tokens(self) -> float:
+        """Predicted tokens per text: all but the first."""
+        return float(self.texts.lengths.mean()) - 1
 
 
 def _encoded(

@@ -25,7 +25,7 @@ from vit.models.generation import generate
 from vit.models.generation_config import GenerationConfig
 from vit.models.text import LanguageModel
 from vit.nn import padding_mask
-from vit.tasks.base import Losses, Task, diverged
+from vit.tasks.base import Loss, Losses, Task, diverged
 from vit.tasks.config import Config
 from vit.tasks.rows import from_all_processes
 
@@ -35,8 +35,8 @@ _PASSED_OVER = -100
 """no token: cross_entropy's own number for what does not count"""
 
 
-def word_loss(logits: Tensor, tokens: Tensor, lengths: Tensor, *, smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy of the words after the first: logits [R, N - 1, V], tokens [R, N], lengths [R] -> a number.
+def word_loss(logits: Tensor, tokens: Tensor, lengths: Tensor, *, smoothing: float = 0.0) -> Loss:
+    """Cross-entropy of the tokens after the first: logits [R, N - 1, V], tokens [R, N], lengths [R] -> sum and count.
 
     What is padding goes by the lengths alone: where padding and end are one token, as in GPT-2, the first end is still
     to be learned.
@@ -44,9 +44,14 @@ def word_loss(logits: Tensor, tokens: Tensor, lengths: Tensor, *, smoothing: flo
     there = torch.arange(1, tokens.shape[1], device=tokens.device) < lengths[:, None]
     # padding is passed over rather than cut out: how much of it there is a GPU would have to be waited for
     words = tokens[:, 1:].masked_fill(~there, _PASSED_OVER)
-    return F.cross_entropy(
-        logits.flatten(0, 1).float(), words.flatten(), label_smoothing=smoothing, ignore_index=_PASSED_OVER
+    total = F.cross_entropy(
+        logits.flatten(0, 1).float(),
+        words.flatten(),
+        label_smoothing=smoothing,
+        ignore_index=_PASSED_OVER,
+        reduction="sum",
     )
+    return Loss.over(total, there.sum())
 
 
 def write_about(
@@ -135,11 +140,12 @@ class Write(Task):
         return network.encode(batch.source, mask=mask), mask
 
     def losses(self, batch: WordBatch) -> Losses:
-        """The mean loss of the batch's words; of a batch without any, nothing to learn."""
+        """Compute the loss of the batch's tokens, or of captions that are drawn of it; zero of an empty batch."""
         self.unreadable.update({("train", index): reason for index, reason in batch.failures})
+        rewarded = self.current_epoch >= self.config.train.epochs - self.config.text.reward_epochs
         if not len(batch):
-            return {"loss": sum((p.sum() for p in self.network.parameters()), torch.zeros((), device=self.device)) * 0}
-        if self.current_epoch >= self.config.train.epochs - self.config.text.reward_epochs:
+            return dict.fromkeys(["loss", "reward"] if rewarded else ["loss"], Loss.over(self.zero_loss(), 0))
+        if rewarded:
             return self._rewarded(batch)
         logits = self._logits(self.network, self._hidden(batch), self.context(self.network, batch))
         return {"loss": word_loss(logits, batch.tokens, batch.lengths, smoothing=self.config.loss.smoothing)}
@@ -185,8 +191,8 @@ class Write(Task):
         logits = network.decoder(tokens[:, :-1], context)  # the captions of a picture share its context
         there = torch.arange(1, tokens.shape[1], device=self.device) < lengths[:, None]
         chosen = logits.float().log_softmax(dim=-1).gather(2, tokens[:, 1:, None])[..., 0]
-        gained = ((reward - others).view(-1, 1) * chosen * there).sum() / there.sum()
-        return {"loss": -gained, "reward": reward.mean()}
+        gained = ((reward - others).view(-1, 1) * chosen * there).sum()
+        return {"loss": Loss.over(-gained, there.sum()), "reward": Loss.over(reward.sum(), reward.numel())}
 
     def _logits(self, network: torch.nn.Module, batch: WordBatch, seen: Context, *, shift: int = 0) -> Tensor:
         """Logits [R, N - 1, V] of the batch's texts, each about its own picture, or the one `shift` places on."""
@@ -218,13 +224,13 @@ class Write(Task):
             return
         network, sums, seen = self.evaluated, self.written, self.context(self.evaluated, batch)
         count = int((batch.lengths - 1).sum())
-        loss = float(word_loss(self._logits(network, batch, seen), batch.tokens, batch.lengths))
-        sums.loss, sums.words = sums.loss + loss * count, sums.words + count
+        loss = float(word_loss(self._logits(network, batch, seen), batch.tokens, batch.lengths).total)
+        sums.loss, sums.words = sums.loss + loss, sums.words + count
         if len(sums.texts) >= self.FREE or not isinstance(network, EncoderDecoder):
             return
         if self.kind == "captioner" and len(batch) > 1:
-            other = float(word_loss(self._logits(network, batch, seen, shift=1), batch.tokens, batch.lengths))
-            sums.gain, sums.gain_words = sums.gain + (other - loss) * count, sums.gain_words + count
+            other = float(word_loss(self._logits(network, batch, seen, shift=1), batch.tokens, batch.lengths).total)
+            sums.gain, sums.gain_words = sums.gain + other - loss, sums.gain_words + count
         answers = write_about(network, self.tokenizer, *seen)
         for index, (answer, *_) in zip(batch.indices.tolist(), answers, strict=True):
             sums.texts.append((index, self.tokenizer.decode(answer.tokens), answer.finished))
