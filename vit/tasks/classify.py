@@ -91,7 +91,9 @@ class Classify(Task):
         """
         smoothing = self.config.loss.smoothing
         if self.config.loss.name == "cross-entropy":
-            return F.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=smoothing, reduction="sum")
+            return F.cross_entropy(
+                logits, targets, weight=self.class_weights, label_smoothing=smoothing, reduction="sum"
+            )
         if targets.dim() == 1:
             targets = F.one_hot(targets, logits.shape[1])
         targets = targets.float()
