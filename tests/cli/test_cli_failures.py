@@ -183,6 +183,14 @@ def test_debug_raises_wherever_it_stands(words: list[str], kind: type[Exception]
             "vit: a process that reads pictures (pid 71) is killed by signal: Bus error; /dev/shm is too small",
         ),
         (
+            RuntimeError(
+                "DataLoader worker (pid(s) 71) exited unexpectedly with exit code 28. Details are lost due to "
+                "multiprocessing. Rerunning with num_workers=0 may give better error trace."
+            ),
+            1,
+            "vit: a process that reads pictures (pid 71) exited unexpectedly with exit code 28; /dev/shm is too small",
+        ),
+        (
             DataError(
                 "Caught DataError in DataLoader worker process 0.\nOriginal Traceback:\n  x\nvit.DataError: a: b"
             ),

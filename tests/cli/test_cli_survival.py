@@ -492,3 +492,19 @@ def test_a_run_on_a_file_system_of_a_few_megabytes_says_what_it_lacks_and_goes_o
     assert re.fullmatch(r"vit: cannot write \S+: no space left on the disk.*\n", done.stderr), done.stderr
     assert "ended 1\nlast.ckpt\n" in done.stdout, done.stdout
     assert done.stdout.endswith("ended 0\n"), done.stdout
+
+
+@pytest.mark.parametrize("size", ["4k", "32k"])
+def test_shared_memory_without_room_for_a_queue_is_said_in_one_line(size: str, colours: Path, tmp_path: Path) -> None:
+    """Torch's queues need a semaphore each, which lies in /dev/shm, as the batches do."""
+    script = """
+        mount -t tmpfs -o size=$1 tmpfs /dev/shm || exit 99
+        "$2" -m vit.cli train "${@:3}"
+    """
+    options = ["--model.name=micro/8", "--model.image_size=32", "--data.workers=2", "--out", tmp_path / "run"]
+    words = ["unshare", "-m", "bash", "-c", script, "bash", size, sys.executable, colours, *options]
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode == 99 or "unshare failed" in done.stderr:
+        pytest.skip("no right to mount a small /dev/shm")
+    assert re.fullmatch(r"vit: /dev/shm is too small for the batches of the processes .* 0\n", done.stderr), done.stderr
+    assert done.returncode == 1

@@ -13,6 +13,7 @@ import torch
 
 import vit as package
 from vit.cli.config import compose
+from vit.errors import ConfigError
 
 
 def log_lines(run: Path) -> list[str]:
@@ -151,6 +152,28 @@ def test_a_resumed_run_keeps_its_settings_and_its_pictures(
     for key, value in [("train.seed", "3"), ("optim.lr", "0.5"), ("model.depth", "3"), ("data.val_fraction", "0.5")]:
         message = refused("train", data, f"--out={run}", "--resume", f"--{key}={value}", code=2)
         assert message.startswith(f"vit: --resume: {key} is ")
+
+
+def test_a_run_that_refuses_new_settings_can_still_be_resumed_with_its_own(
+    vit: Any, refused: Any, colour_folder: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    assert vit("train", colour_folder, *tiny, "--train.epochs=3", "--out", run).code == 0
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    message = refused("train", "--out", run, "--resume", "--train.epochs=2", code=2)
+    assert message == "vit: train.epochs: 2, but the run has started epoch 3; set 3 or more\n"
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files
+
+    def refuse(*_: Any) -> None:
+        raise ConfigError("--resume: the run stopped within an epoch on 1 devices, not 2")
+
+    with monkeypatch.context() as patched:  # refused late, by the batches that the checkpoint belongs to
+        patched.setattr("vit.data.module.EpochData.load_state_dict", refuse)
+        refused("train", "--out", run, "--resume", "--train.epochs=4", "--train.patience=9", code=2)
+    assert (run / "config.yaml").read_bytes() == files[run / "config.yaml"]
+    assert vit("train", "--out", run, "--resume").code == 0
+    assert vit("train", "--out", run, "--resume", "--train.patience=9").code == 0  # no epoch is left: none to refuse it
+    assert compose([str(run / "config.yaml")], []).train.patience == 9
 
 
 def test_a_resumed_run_of_another_length_follows_its_new_schedule(

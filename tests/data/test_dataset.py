@@ -1,5 +1,6 @@
 """Loading: broken pictures are named and never replaced, and workers change nothing but the speed."""
 
+import errno
 import multiprocessing
 import os
 import pickle
@@ -285,6 +286,17 @@ def test_a_batch_whose_worker_died_before_it_was_opened_is_an_error_that_names_i
                 worker.join()
 
 
+def test_no_room_for_semaphores_is_said_before_torch_leaves_half_an_iterator(monkeypatch):
+    def full() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(multiprocessing, "Lock", full)
+    batches = iter(Loader([1, 2], num_workers=1))
+    with pytest.raises(DataError, match=r"^/dev/shm is too small for the batches of .*, or set data\.workers 0$"):
+        next(batches)
+    assert [int(batch) for batch in Loader([1, 2], num_workers=0)] == [1, 2]  # needs none
+
+
 class Unsent(Dataset):
     """What it gives cannot be handed to another process, as torch says it where /dev/shm is full, or otherwise."""
 
@@ -309,7 +321,7 @@ class Unsent(Dataset):
         (
             "unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on device (28)",
             DataError,
-            r"^/dev/shm is too small for the batches of the processes that read pictures \(pid \d+\); lower data",
+            r"^/dev/shm is too small for the batches of the processes that read images \(pid \d+\); lower data",
         ),
         ("cannot be pickled", RuntimeError, r"DataLoader worker \(pid.* exited unexpectedly"),
     ],

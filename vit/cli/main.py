@@ -137,8 +137,10 @@ def _in_words(error: Exception) -> str:
     text = (str(error).strip().splitlines() or [""])[0]
     if died := re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)", text):
         told = f"a process that reads pictures (pid {died[1]}) {died[2].rstrip('. ')}"
-        if "bus error" in str(error).lower() or "shared memory" in str(error).lower():
-            return f"{told}; /dev/shm is too small for its batches: lower data.workers, 0 does without"
+        full = ("bus error", "shared memory", f"exit code {errno.ENOSPC}.")  # that code: `start_worker`
+        if any(sign in str(error).lower() for sign in full):
+            told = told.partition(". ")[0]
+            return f"{told}; /dev/shm is too small for its batches: lower data.workers, or set it to 0"
         return f"{told}; if memory ran out, lower data.workers or data.batch_size; --resume goes on with the run"
     if is_out_of_memory(error):
         return "out of memory; lower data.batch_size or --batch-size, or set train.checkpointing true"

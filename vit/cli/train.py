@@ -19,7 +19,7 @@ from vit.cli.arguments import data_name
 from vit.cli.config import compose, config_parser, leaf_keys, to_yaml
 from vit.data.config import PREPARED, DataConfig
 from vit.errors import ConfigError, DataError, Interrupted, OutOfMemory, display_path
-from vit.files import read_json, write_text
+from vit.files import read_json
 from vit.signals import end_workers, signals
 from vit.tasks.config import Config
 
@@ -159,6 +159,7 @@ def train(data: str | None, config: Config, run: Path, *, resume: bool = False, 
 
     from vit.cli.report import after_training, before_training, what_next
     from vit.tasks.base import samples_per_step
+    from vit.tasks.keeper import ResumedSettings
     from vit.tasks.optim import check_optimizer
     from vit.tasks.run import (
         describe_folder,
@@ -179,7 +180,7 @@ def train(data: str | None, config: Config, run: Path, *, resume: bool = False, 
         if first and not resume:
             describe_folder(setup, run, to_yaml(setup.config))
         elif first:
-            write_text(run / "config.yaml", to_yaml(setup.config))
+            trainer.callbacks.append(ResumedSettings(run / "config.yaml", to_yaml(setup.config)))
             shards = not isinstance(source, Path)
             pictures = [sample.path for samples in listing.splits.values() for sample in samples]
             tell_changes(changes, [] if shards else pictures, run / "split.csv")
@@ -252,7 +253,19 @@ def _resumed_config(out: str | None, files: list[str], words: list[str]) -> tupl
     if refused:
         them = "it" if len(refused) == 1 else "them"
         raise ConfigError(f"--resume: {', '.join(refused)}; leave {them} out, or start a new run")
+    if after.train.epochs < before.train.epochs:
+        _require_epochs(run, after.train.epochs)
     return after, [f"{key} is {new}, it was {old}" for key, (old, new) in changed.items()]
+
+
+def _require_epochs(run: Path, epochs: int) -> None:
+    """Raise ConfigError where the run has already started more than `epochs` epochs."""
+    from vit.tasks.checkpoints import newest_whole  # imports Lightning, which takes seconds
+
+    _, checkpoint, _ = newest_whole(run / LAST)
+    started = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"]
+    if epochs < started:
+        raise ConfigError(f"train.epochs: {epochs}, but the run has started epoch {started}; set {started} or more")
 
 
 def _a_step(config: Config) -> int:

@@ -40,6 +40,7 @@ def train_words(
 
     from vit.nn import Transformer
     from vit.tasks.base import samples_per_step
+    from vit.tasks.keeper import ResumedSettings
     from vit.tasks.optim import check_optimizer
     from vit.tasks.run import add_skipped, environment, export, gather_unreadable, make_trainer, train_on
     from vit.tasks.words import read_words, set_up_words
@@ -70,9 +71,11 @@ def train_words(
         elif first:
             files = [name for name in chain.from_iterable(words.images.values()) if not name.startswith(SHARDS)]
             tell_changes(changes, files, run / "data.json")
+            trainer.callbacks.append(ResumedSettings(run / "config.yaml", to_yaml(setup.config)))
         signals.check()
         if first:
-            write_text(run / "config.yaml", to_yaml(setup.config))
+            if not resume:
+                write_text(run / "config.yaml", to_yaml(setup.config))
             _before(path, words, setup, run, samples_per_step(setup.config, trainer))
         train_on(setup.task, setup.data, trainer, run, resume=run / LAST if resume else None)
         gather_unreadable(setup.task, words.images, trainer, run)

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -242,10 +242,7 @@ def patient(iterator: Iterator[Item]) -> Iterator[Item]:
                     if watch.told:
                         raise DataError(watch.told) from error
                     if full := watch.dead(errno.ENOSPC):
-                        raise DataError(
-                            f"/dev/shm is too small for the batches of the processes that read pictures (pid {full}); "
-                            "lower data.workers or data.batch_size; data.workers 0 does without"
-                        ) from error
+                        raise DataError(shared_memory_full(f" (pid {full})")) from error
                     if not isinstance(error, RuntimeError) and (dead := watch.dead()):  # torch names it otherwise
                         raise DataError(
                             f"a process that reads pictures (pid {dead}) died; if memory ran out, lower data.workers "
@@ -256,6 +253,31 @@ def patient(iterator: Iterator[Item]) -> Iterator[Item]:
             yield batch
     finally:
         watch.ended.set()
+
+
+def started(start: Callable[[], Iterator[Item]], workers: int) -> Iterator[Item]:
+    """Make a loader's iterator at the first `next`, and yield its batches as `patient` does.
+
+    Not earlier: after an error at that point Lightning's teardown raises one of its own. Raises DataError where
+    /dev/shm has no room for the semaphores of torch's queues, before torch leaves half an iterator behind.
+    """
+    try:
+        # three for each queue (of results, and of every worker), five for an event; a page of memory each
+        locks = [multiprocessing.Lock() for _ in range(8 + 3 * workers if workers else 0)]
+        del locks
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise DataError(shared_memory_full()) from error
+    yield from patient(start())
+
+
+def shared_memory_full(where: str = "") -> str:
+    """What to tell the user where the worker processes, `where`, have used up /dev/shm."""
+    return (
+        f"/dev/shm is too small for the batches of the processes that read images{where}; "
+        "lower data.workers or data.batch_size, or set data.workers 0"
+    )
 
 
 class _Watch(threading.Thread):
@@ -312,7 +334,7 @@ class Loader(DataLoader[Any]):
     """torch's loader, with `patient` iterators."""
 
     def __iter__(self) -> Any:
-        return patient(super().__iter__())
+        return started(super().__iter__, self.num_workers)
 
 
 def image_loader(

@@ -9,7 +9,7 @@ from typing import Any
 from litdata import StreamingDataLoader, StreamingDataset
 
 from vit.data.augment import TrainingTransform
-from vit.data.dataset import Batch, Failed, Loaded, collate, patient, start_worker, worker_count
+from vit.data.dataset import Batch, Failed, Loaded, collate, start_worker, started, worker_count
 from vit.data.sampling import draw_seed
 from vit.data.shards import loaded, unreadable
 
@@ -69,7 +69,7 @@ class ShardLoader(StreamingDataLoader):
 
     def _get_iterator(self) -> Any:
         # torch's iterator, which has the processes, lies within the engine's
-        return patient(super()._get_iterator())
+        return started(super()._get_iterator, self.num_workers)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the place is that of the run, since what the engine counts is what was fetched."""

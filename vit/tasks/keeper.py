@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from vit.data.module import place_of
 from vit.errors import Interrupted, VitError, shell_quote
+from vit.files import write_text
 from vit.signals import Stop, signals
 from vit.tasks.base import Task, diverged
 from vit.tasks.checkpoints import require_finite
@@ -172,6 +173,22 @@ class Keeper(L.Callback):
         """The last epoch is validated, whether or not its turn has come."""
         last = trainer.current_epoch + 1 == trainer.max_epochs
         trainer.check_val_every_n_epoch = 1 if last else self.config.train.validate_every
+
+
+class ResumedSettings(L.Callback):
+    """Writes the settings of a resumed run once it has accepted them, that is when all that may refuse them is done.
+
+    A run that refused its new settings can still be resumed with the old ones. Comes after all other callbacks.
+    """
+
+    def __init__(self, path: Path, text: str) -> None:
+        self.path, self.text = path, text
+
+    def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        write_text(self.path, self.text)
+
+    def on_fit_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        write_text(self.path, self.text)  # a run that has no epoch left does not start
 
 
 class Best(ModelCheckpoint):
