@@ -1,18 +1,24 @@
 """What a step of writing computes."""
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import torch
 
 from vit.data.config import Preprocessing
+from vit.data.sampling import ExactSampler
 from vit.data.tokenizer import Tokenizer
-from vit.data.words import WordBatch
+from vit.data.words import WordBatch, word_loader
 from vit.models.architecture import VisionArchitecture
 from vit.models.encoder_decoder import EncoderDecoder
 from vit.models.text import LanguageModel
 from vit.models.text_architecture import EncoderDecoderArchitecture, TextArchitecture
-from vit.tasks.config import Config, TextConfig
+from vit.tasks.config import Config, DataConfig, TextConfig
+from vit.tasks.words import Words, set_up_words
 from vit.tasks.write import Write, word_loss
+from vit.writers import Writer
 
 
 def test_captions_that_share_a_pictures_tokens_have_the_loss_of_captions_with_copies() -> None:
@@ -56,3 +62,35 @@ def test_hidden_words_are_read_as_ends_and_still_have_to_be_written() -> None:
     logits = task.network(task._hidden(batch).tokens[:, :-1])
     expected = word_loss(logits, tokens, batch.lengths, smoothing=config.loss.smoothing).mean
     torch.testing.assert_close(loss, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("extra", ["", "a", "a quick brown"])
+def test_a_language_model_is_validated_on_every_token_but_the_first(
+    extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `vit evaluate` measures it; the last window may hold any number of tokens, down to one to predict."""
+    torch.manual_seed(0)
+    val = "the lazy dog jumps over a fox. " * 2 + extra
+    config = Config(
+        task="language",
+        data=DataConfig(batch_size=3, workers=0),
+        text=TextConfig(tokenizer="characters", length=16, dim=32, depth=1, heads=2, hidden=32, dropout=0.0),
+    )
+    run = set_up_words(Words({"train": [("a quick brown fox. " * 9 + val,)], "val": [(val,)]}), config)
+    assert isinstance(run.task, Write)
+    assert isinstance(run.task.network, LanguageModel)
+    logged: dict[str, Any] = {}
+    monkeypatch.setattr(run.task, "_trainer", SimpleNamespace(current_epoch=0))
+    monkeypatch.setattr(run.task, "log", lambda name, value, **_: logged.update({name: value}))
+    run.task.eval()
+    run.task.on_validation_epoch_start()
+    with torch.no_grad():
+        for index, batch in enumerate(
+            word_loader(run.data.val, ExactSampler(len(run.data.val)), batch_size=3, workers=0)
+        ):
+            run.task.validation_step(batch, index)
+    assert run.task.written.words == len(val) - 1
+    run.task.on_validation_epoch_end()
+    loss, tokens = Writer(run.task.network, run.tokenizer).loss(val)
+    assert tokens == len(val) - 1
+    assert logged["val/loss"] == pytest.approx(loss, rel=1e-6)
