@@ -1,9 +1,11 @@
 """Bootstrap intervals against the normal approximation and the coverage they promise."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from vit.evaluate.bootstrap import bootstrap_interval, mean_intervals
+from vit.evaluate.bootstrap import bootstrap_interval, mean_intervals, stratified_intervals
 
 
 def share(counts: np.ndarray) -> np.ndarray:
@@ -113,3 +115,61 @@ def test_counts_without_samples_are_refused(counts: list[int]) -> None:
 def test_a_level_that_is_no_share_is_refused() -> None:
     with pytest.raises(ValueError, match=r"level must be in \(0, 1\) and resamples positive, got 95 and 1000"):
         bootstrap_interval(np.array([1, 1]), share, seed=0, level=95)
+
+
+def class_mean(counts: np.ndarray, classes: np.ndarray, right: np.ndarray) -> Any:
+    """A function from resampled counts to the mean share of right ones over the classes [R, 1]."""
+    sizes = np.bincount(classes, weights=counts)
+
+    def mean(drawn: np.ndarray) -> np.ndarray:
+        of_each = np.stack([drawn[:, right & (classes == c)].sum(axis=1) / sizes[c] for c in range(len(sizes))], axis=1)
+        return of_each.mean(axis=1, keepdims=True)
+
+    return mean
+
+
+def outcomes(hits: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Counts, class and correctness of the outcomes right and wrong of every class."""
+    counts = np.stack([hits, sizes - hits], axis=1).ravel()
+    return counts, np.repeat(np.arange(len(sizes)), 2), np.tile([True, False], len(sizes))
+
+
+def test_the_interval_of_a_mean_over_classes_has_the_width_of_its_standard_error() -> None:
+    sizes, rates = np.array([400, 100, 50]), np.array([0.9, 0.7, 0.4])
+    counts, classes, right = outcomes((sizes * rates).astype(int), sizes)
+    (low,), (high,) = stratified_intervals(counts, classes, class_mean(counts, classes, right), seed=0, resamples=4000)
+    error = np.sqrt((rates * (1 - rates) / (sizes - 1)).sum()) / 3
+    np.testing.assert_allclose([low, high], rates.mean() + error * np.array([-1.96, 1.96]), atol=0.15 * error)
+
+
+@pytest.mark.parametrize(("classes", "samples"), [(4, 40), (10, 300), (60, 300)])
+def test_the_interval_of_a_mean_over_classes_covers_the_true_mean(classes: int, samples: int) -> None:
+    random = np.random.default_rng(1)
+    covered = 0
+    for trial in range(200):
+        rates = np.linspace(0.5, 0.9, classes)
+        sizes = random.multinomial(samples, np.full(classes, 1 / classes))
+        present = sizes > 0
+        sizes, rates = sizes[present], rates[present]
+        counts, strata, right = outcomes(random.binomial(sizes, rates), sizes)
+        statistic = class_mean(counts, strata, right)
+        (low,), (high,) = stratified_intervals(counts, strata, statistic, seed=trial, resamples=200)
+        assert low <= statistic(counts[None])[0, 0] <= high
+        covered += low <= rates.mean() <= high
+    assert 0.89 < covered / 200 < 0.99  # 0.95, standard deviation 0.015; less for few samples
+
+
+def test_strata_keep_their_sizes_and_small_ones_are_drawn_together() -> None:
+    counts, strata = np.array([5, 3, 1, 1, 2]), np.array([0, 0, 1, 2, 3])
+    seen: list[np.ndarray] = []
+
+    def keep(drawn: np.ndarray) -> np.ndarray:
+        seen.append(drawn)
+        return drawn[:, :1] / 12
+
+    stratified_intervals(counts, strata, keep, seed=0, resamples=200)
+    drawn = np.concatenate(seen)
+    np.testing.assert_allclose(drawn[:, :2].sum(axis=1), 8)
+    np.testing.assert_allclose(drawn[:, 2:].sum(axis=1), 4)
+    assert (drawn[:, 2:] == 0).any(axis=0).all()
+    np.testing.assert_allclose(np.unique(drawn[:-1, 0] / (8 / 7)) % 1, 0, atol=1e-9)  # seven draws of weight 8 / 7

@@ -205,3 +205,41 @@ def test_the_interval_of_top1_is_the_bootstrap_of_right_and_wrong() -> None:
     right = int((p.labels == p.top[:, 0]).sum())
     expected = bootstrap_interval(np.array([300 - right, right]), lambda counts: counts[:, 1] / 300, seed=0)
     assert classification_metrics(p, list("abcde"))["intervals"]["top1"] == list(expected)
+
+
+def constant(labels: list[int], answer: int, classes: int) -> Predictions:
+    """A model that always gives the same class, whatever the label."""
+    n, order = len(labels), [answer, *(c for c in range(classes) if c != answer)]
+    top = np.tile(np.array(order[: min(5, classes)], np.int64), (n, 1))
+    return Predictions(np.array(labels, np.int64), top, np.full(top.shape, 0.1, np.float32), np.ones(n, np.float32))
+
+
+@pytest.mark.parametrize("labels", [[0] * 4 + [1] * 3 + [2] * 2 + [3], [0] * 3 + [1] * 3 + [2] * 2 + [3] * 2])
+def test_the_interval_of_a_constant_predictor_holds_its_balanced_accuracy(labels: list[int]) -> None:
+    for answer in range(4):
+        report = classification_metrics(constant(labels, answer, 4), list("abcd"))
+        low, high = report["intervals"]["balanced_accuracy"]
+        assert report["balanced_accuracy"] == 0.25
+        if labels.count(answer) >= 3:
+            assert low == pytest.approx(0.25)
+            assert high == pytest.approx(0.25)  # one class always right, the others never: in no resample otherwise
+        assert low <= 0.25 <= high
+        low, high = report["intervals"]["macro_f1"]
+        assert low <= report["macro_f1"] <= high
+
+
+@pytest.mark.parametrize(("classes", "samples"), [(3, 5), (10, 20), (100, 300), (1000, 1500)])
+@pytest.mark.parametrize("accuracy", [0.0, 0.6, 1.0])
+def test_every_interval_holds_its_estimate(classes: int, samples: int, accuracy: float) -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, classes, samples)
+    right = random.random(samples) < accuracy
+    answers = np.where(right, labels, (labels + random.integers(1, classes, samples)) % classes)
+    others = (answers[:, None] + np.arange(min(5, classes))) % classes
+    losses = random.exponential(size=samples).astype(np.float32)
+    p = Predictions(labels, others, np.full(others.shape, 0.2, np.float32), losses)
+    report = classification_metrics(p, [str(c) for c in range(classes)])
+    for name, (low, high) in report["intervals"].items():
+        assert low <= report[name] + 1e-9, name
+        assert high >= report[name] - 1e-9, name
+        assert name == "loss" or 0 <= low <= high <= 1

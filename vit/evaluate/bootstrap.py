@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Statistic = Callable[[NDArray[np.int64]], NDArray[np.float64]]
+Statistic = Callable[[NDArray[Any]], NDArray[np.float64]]
 """counts of each outcome [R, M] -> the number of interest for every row [R], or several at once [R, K]"""
+
+_SMALLEST_STRATUM = 3  # one or two samples say too little about how much a stratum varies
 
 _COUNTS_AT_ONCE = 2_000_000  # 16 MB a chunk: memory stays flat however many samples there are
 
@@ -46,15 +48,59 @@ def mean_intervals(
     return low, high
 
 
+def stratified_intervals(
+    counts: NDArray[Any],
+    strata: NDArray[Any],
+    statistic: Statistic,
+    *,
+    seed: int,
+    resamples: int = 1000,
+    level: float = 0.95,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Intervals of statistics in [0, 1] that average over strata, such as balanced accuracy: low and high ends [K].
+
+    counts [M]; strata [M] is the stratum of each outcome. Every resample holds every stratum at its size, since an
+    average over whichever strata a resample happens to hold is another quantity. Of n samples of a stratum n - 1 are
+    drawn and weigh n / (n - 1), which makes the variance unbiased (Rao and Wu 1988); strata of fewer than three samples
+    are resampled as one (collapsed strata, Cochran 1977, section 5A.12), so `statistic` must take the sizes of strata
+    from `counts`, not from the resample. The bias of the resamples is taken off, as in Efron's bias-corrected interval,
+    and the ends are clipped to [0, 1] and widened to hold the estimate itself.
+    """
+    counts = np.asarray(counts)
+    _check(counts, level, resamples)
+    sizes = np.bincount(strata, weights=counts)
+    pooled = np.where(sizes[strata] < _SMALLEST_STRATUM, len(sizes), strata)
+    order = np.argsort(pooled, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(pooled[order])) + 1)
+    random = np.random.default_rng(seed)
+    rows = max(1, _COUNTS_AT_ONCE // len(counts))
+    parts = []
+    for start in range(0, resamples, rows):
+        drawn = np.empty((min(rows, resamples - start), len(counts)))
+        for group in groups:
+            n = int(counts[group].sum())
+            again = random.multinomial(n - 1, counts[group] / n, size=len(drawn)) * (n / max(1, n - 1))
+            drawn[:, group] = again if n > 1 else counts[group]
+        parts.append(statistic(drawn))
+    values, estimate = np.concatenate(parts), statistic(counts[None].astype(np.float64))[0]
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    shift = 2 * (values.mean(axis=0) - estimate)
+    return np.minimum(np.clip(low - shift, 0, 1), estimate), np.maximum(np.clip(high - shift, 0, 1), estimate)
+
+
+def _check(counts: NDArray[Any], level: float, resamples: int) -> None:
+    if counts.ndim != 1 or counts.sum() == 0 or counts.min() < 0:
+        raise ValueError("a bootstrap needs at least one sample: counts must be 1-D, not negative, and not all zero")
+    if not 0 < level < 1 or resamples < 1:
+        raise ValueError(f"level must be in (0, 1) and resamples positive, got {level} and {resamples}")
+
+
 def _quantiles(
     counts: NDArray[Any], statistic: Statistic, seed: int, resamples: int, level: float
 ) -> NDArray[np.float64]:
     """The low and the high end of the statistic over resamples, [2] or [2, K]."""
     counts = np.asarray(counts)
-    if counts.ndim != 1 or counts.sum() == 0 or counts.min() < 0:
-        raise ValueError("a bootstrap needs at least one sample: counts must be 1-D, not negative, and not all zero")
-    if not 0 < level < 1 or resamples < 1:
-        raise ValueError(f"level must be in (0, 1) and resamples positive, got {level} and {resamples}")
+    _check(counts, level, resamples)
     samples = int(counts.sum())
     shares = counts / samples
     random = np.random.default_rng(seed)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vit.evaluate.bootstrap import bootstrap_interval
+from vit.evaluate.bootstrap import bootstrap_interval, stratified_intervals
 from vit.evaluate.calibration import expected_calibration_error, reliability
 
 _SEED = 0  # of the intervals: the same predictions give the same report
@@ -47,7 +47,8 @@ class Predictions:
 def classification_metrics(p: Predictions, classes: Sequence[str]) -> dict[str, Any]:
     """Every number of the report: those of `point_metrics`, and how sure they are.
 
-    `intervals`: 95 % bootstrap intervals, [low, high], from 1000 resamples of the samples. Raises as `point_metrics`.
+    `intervals`: 95 % bootstrap intervals, [low, high], from 1000 resamples of the samples, within the classes for means
+    over classes. Raises as `point_metrics`.
     """
     points = point_metrics(p, classes)
     return {**points, "intervals": {name: list(interval) for name, interval in _intervals(p, _pairs(p)).items()}}
@@ -79,8 +80,8 @@ def point_metrics(p: Predictions, classes: Sequence[str]) -> dict[str, Any]:
         "top5": float(_right(p, 5).mean()),
         "macro_precision": float(_mean(precision, occurs)[0]),
         "macro_recall": float(_mean(recall, occurs)[0]),
-        "macro_f1": float(_macro_f1(tally)[0]),
-        "balanced_accuracy": float(_balanced_accuracy(tally)[0]),
+        "macro_f1": float(_mean(f1, occurs)[0]),
+        "balanced_accuracy": float(_mean(recall, tally.true > 0)[0]),
         "ece": expected_calibration_error(reliability(p.probabilities[:, 0], _right(p, 1))),
         "per_class": _per_class(classes, pairs.present, precision[0], recall[0], f1[0], tally.true[0]),
     }
@@ -146,7 +147,7 @@ class _Tally(NamedTuple):
     right: NDArray[np.float64]
 
 
-def _tally(pairs: _Pairs, counts: NDArray[np.int64]) -> _Tally:
+def _tally(pairs: _Pairs, counts: NDArray[Any]) -> _Tally:
     """Sum `counts` [R, M] of the cells up by class."""
     classes = len(pairs.present)
     diagonal = pairs.true == pairs.answered
@@ -157,7 +158,7 @@ def _tally(pairs: _Pairs, counts: NDArray[np.int64]) -> _Tally:
     )
 
 
-def _sum_by(counts: NDArray[np.int64], group: NDArray[np.int64], groups: int) -> NDArray[np.float64]:
+def _sum_by(counts: NDArray[Any], group: NDArray[np.int64], groups: int) -> NDArray[np.float64]:
     """Sum the columns of `counts` [R, M] that share a `group` [M] -> [R, groups]."""
     rows = len(counts)
     flat = np.arange(rows)[:, None] * groups + group
@@ -167,7 +168,7 @@ def _sum_by(counts: NDArray[np.int64], group: NDArray[np.int64], groups: int) ->
 
 def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
     """part / whole, 0 where whole is 0."""
-    return np.divide(part, whole, out=np.zeros_like(whole), where=whole > 0)
+    return np.divide(part, whole, out=np.zeros(np.broadcast_shapes(part.shape, whole.shape)), where=whole > 0)
 
 
 def _mean(values: NDArray[np.float64], included: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -180,17 +181,12 @@ def _precision_recall_f1(tally: _Tally) -> tuple[NDArray[np.float64], NDArray[np
     return (
         _ratio(tally.right, tally.answered),
         _ratio(tally.right, tally.true),
-        _ratio(2 * tally.right, tally.true + tally.answered),
+        _f1(tally),
     )
 
 
-def _macro_f1(tally: _Tally) -> NDArray[np.float64]:
-    either = tally.true + tally.answered
-    return _mean(_ratio(2 * tally.right, either), either > 0)
-
-
-def _balanced_accuracy(tally: _Tally) -> NDArray[np.float64]:
-    return _mean(_ratio(tally.right, tally.true), tally.true > 0)
+def _f1(tally: _Tally) -> NDArray[np.float64]:
+    return _ratio(2 * tally.right, tally.true + tally.answered)
 
 
 def _per_class(
@@ -223,13 +219,20 @@ def _intervals(p: Predictions, pairs: _Pairs) -> dict[str, tuple[float, float]]:
         wrong_right = np.bincount(_right(p, width), minlength=2)
         return bootstrap_interval(wrong_right, lambda counts: counts[:, 1] / samples, seed=_SEED)
 
+    true = _tally(pairs, pairs.counts[None]).true
+    occurs = np.ones(true.shape, np.bool_)
+
+    def class_means(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Balanced accuracy and macro F1 [R, 2] over the classes of all samples, not those of a resample."""
+        tally = _tally(pairs, counts)._replace(true=true)
+        return np.stack([_mean(_ratio(tally.right, true), true > 0), _mean(_f1(tally), occurs)], axis=1)
+
+    low, high = stratified_intervals(pairs.counts, pairs.true, class_means, seed=_SEED)
     return {
         "top1": share_right(1),
         "top5": share_right(5),
-        "balanced_accuracy": bootstrap_interval(
-            pairs.counts, lambda counts: _balanced_accuracy(_tally(pairs, counts)), seed=_SEED
-        ),
-        "macro_f1": bootstrap_interval(pairs.counts, lambda counts: _macro_f1(_tally(pairs, counts)), seed=_SEED),
+        "balanced_accuracy": (float(low[0]), float(high[0])),
+        "macro_f1": (float(low[1]), float(high[1])),
         "loss": bootstrap_interval(
             np.ones(samples, dtype=np.int64), lambda counts: counts @ losses / samples, seed=_SEED
         ),
