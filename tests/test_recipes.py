@@ -124,7 +124,11 @@ def test_a_recipe_trains(
     words = [*SMALL]
     if config.task in ("classify", "caption", "fuse"):
         words += PICTURES
-        words += SHAPE if config.model.init is None else [f"--model.init={data['init']}", "--tune.probe_epochs=1"]
+        words += SHAPE if config.model.init is None else [f"--model.init={data['init']}"]
+        if config.tune.method == "probe" or (
+            config.model.init and config.tune.method == "full" and config.tune.probe_first
+        ):
+            words += ["--tune.probe_epochs=1"]
     if config.task != "classify":
         words += TEXT
     if config.text.epoch_steps:

@@ -139,8 +139,9 @@ def test_integers_at_their_bounds_are_taken() -> None:
 @pytest.mark.parametrize("value", [2**31, 2**63, -(2**63) - 1, 10**400])
 def test_integer_settings_have_bounds(refused: Callable[..., str], value: int) -> None:
     keys: list[Any] = ["data.batch_size", "train.epochs", "text.vocabulary", "data.workers", "augment.policy_ops"]
+    acting = ["--task=caption", "--augment.policy=randaugment"]
     for key in keys:
-        message = refused("train", "DATA", f"--{key}={value}", "--print-config", code=2)
+        message = refused("train", "DATA", *acting, f"--{key}={value}", "--print-config", code=2)
         assert message.startswith(f"vit: {key}: must be ")
         assert len(message) < 200
     assert "train.seed: must " in refused("train", "DATA", f"--train.seed={2 * value}", "--print-config", code=2)

@@ -100,7 +100,8 @@ def test_code_named_on_the_command_line_is_refused_at_every_key(marker: Path, ke
 def test_code_named_at_a_key_that_takes_text_is_just_text(marker: Path, key: str) -> None:
     value = '{"class_path": "marker_module.Thing"}'
     part, _, name = key.partition(".")
-    assert getattr(getattr(compose([], [f"--{key}={value}"]), part), name) == value
+    task = "fuse" if part == "text" else "classify"
+    assert getattr(getattr(compose([], [f"--{key}={value}", f"--task={task}"]), part), name) == value
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
+        self.given: dict[str, str] = {}
+        """the options of the command line, by destination: `limit` -> `--limit`"""
         self._options_only = False
         self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)  # also -1e-3
 
@@ -60,6 +62,17 @@ class Parser(argparse.ArgumentParser):
             actions = one._group_actions if isinstance(one, argparse._MutuallyExclusiveGroup) else [one]
             one.required = all(getattr(namespace, action.dest) is action.default for action in actions)
         return super().parse_known_args(rest + words[end:], namespace)
+
+    def refuse_idle(self, names: Iterable[str], reason: str) -> None:
+        """Raise ConfigError if one of some options, by destination, was given: it "has no effect", and the reason."""
+        for name in names:
+            if name in self.given:
+                raise ConfigError(f"{self.given[name]}: has no effect {reason}")
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if action.option_strings:
+            self.given[action.dest] = action.option_strings[-1]
+        return super()._get_values(action, arg_strings)
 
     def _get_positional_actions(self) -> list[argparse.Action]:
         return [] if self._options_only else super()._get_positional_actions()

@@ -42,6 +42,8 @@ _ACTS_ON = {
     "discard": ("rollout",),
 }
 """the methods that each setting is for"""
+_OF_MAPS = ("query", "compare", *_ACTS_ON, "explorer")
+"""options that act on maps that are drawn"""
 
 
 @dataclass
@@ -91,11 +93,11 @@ def main(argv: list[str]) -> int:
     from vit.data.folders import find_images
     from vit.models.sources import load_model
 
-    _check_use(options)
+    _check_use(options, parser)
     model = load_model(options.model)
     override_max_pixels(model, options.max_pixels)
     classifier = classifier_of(model, options.model, weights=options.weights, device=options.device)
-    request = _request(options, classifier)
+    request = None if options.score or options.model_report else _request(options, parser, classifier)
     announce(model)
     if options.score:
         from vit.cli.attention_score import score
@@ -107,30 +109,27 @@ def main(argv: list[str]) -> int:
         return score(classifier, facts, options.method, options.limit, place)
     folder = Path(options.out or "attention")
     make_folder(folder, "--out", options.images)
-    if options.model_report:
+    if request is None:
         from vit.cli.attention_report import report
 
         return report(classifier, options.images, folder)
     return draw(classifier, list(find_images(options.images)), request, folder, options.explorer, options.model)
 
 
-def _check_use(options: Any) -> None:
+def _check_use(options: Any, parser: Parser) -> None:
     if options.score and options.model_report:
         raise ConfigError("--score and --model-report: one at a time")
     if options.score and len(options.images) != 1:
         raise ConfigError("--score: takes one folder of pictures with classes, as `vit evaluate` does")
-    idle = [flag for name in ("query", "compare", *_ACTS_ON) if (flag := _given(options, name))]
-    if options.score and idle:
-        raise ConfigError(f"--score and {idle[0]}: every map is measured as it is by itself")
+    if options.score:
+        parser.refuse_idle(_OF_MAPS, "with --score, which measures every method at its defaults")
+    elif options.model_report:
+        parser.refuse_idle(("method", *_OF_MAPS, "limit"), "with --model-report")
+        parser.refuse_idle(() if options.images else ("max_pixels",), "on a report without images")
+    else:
+        parser.refuse_idle(("limit",), "without --score")
     if not options.images and not options.model_report:
         raise ConfigError("IMAGE: name at least one picture or folder")
-
-
-def _given(options: Any, name: str) -> str:
-    """The flag of `name` where it was given another value than it has by itself, else nothing."""
-    if getattr(options, name) == {"query": "cls", "fusion": "mean", "discard": 0.0}.get(name):
-        return ""
-    return "--class" if name == "target" else f"--{name}"
 
 
 def draw(
@@ -271,7 +270,7 @@ def _names(classifier: "Classifier", targets: "list[int] | tuple[int, ...]") -> 
     return [(classifier.descriptions or classifier.classes)[target] for target in targets]
 
 
-def _request(options: Any, classifier: "Classifier") -> Request:
+def _request(options: Any, parser: Parser, classifier: "Classifier") -> Request:
     compare = None
     if options.compare is not None:
         if options.target is not None or not set(options.method or ["generic"]) & set(FOR_A_CLASS):
@@ -287,10 +286,8 @@ def _request(options: Any, classifier: "Classifier") -> Request:
     target = None if options.target is None else classifier.class_number(options.target)
     methods = list(dict.fromkeys(options.method or ["generic" if classifier.classes else "rollout"]))
     for name, acting in _ACTS_ON.items():
-        if _given(options, name) and not set(methods) & set(acting) and not options.model_report:
-            raise ConfigError(
-                f"{_given(options, name)}: has no effect on {', '.join(methods)}; it is for {', '.join(acting)}"
-            )
+        if not set(methods) & set(acting):
+            parser.refuse_idle((name,), f"on {', '.join(methods)}; it is for {', '.join(acting)}")
     return Request(
         methods,
         options.layer,

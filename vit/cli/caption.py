@@ -56,6 +56,10 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     check_out(options.out)
     config = generation_of(options, beams=BEAMS)  # refused before anything is read
+    if not config.draws:
+        parser.refuse_idle(("seed",), "without sampling")
+    if options.attention is None:
+        parser.refuse_idle(("method",), "without --attention")
     output_format(options.out, None)
 
     from vit.data.folders import find_images

@@ -86,9 +86,7 @@ def main(argv: list[str]) -> int:
 
     file = load_model(options.model)
     pictures = file.kind in ("classifier", "text-encoder")
-    for name in _IDLE[file.kind if file.kind in _IDLE else "classifier"]:
-        if getattr(options, name) != parser.get_default(name):
-            raise ConfigError(f"--{name.replace('_', '-')}: has no effect on a {file.kind}")
+    parser.refuse_idle(_IDLE[file.kind if file.kind in _IDLE else "classifier"], f"on a {file.kind}")
     override_max_pixels(file, options.max_pixels)
     run = run_of(Path(options.model))
     facts = report_facts(options.model, options.data, options.weights or ("raw" if file.ema is None else "ema"))

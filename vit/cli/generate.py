@@ -36,6 +36,8 @@ def main(argv: list[str]) -> int:
         options.sample = True  # greedy decoding soon repeats itself
     # A vocabulary may hold terminal escapes; a pipe gets the text as it is.
     shown = partial(escape_controls, keep="\n\t") if sys.stdout.isatty() else str
+    if not generation_of(options).draws:
+        parser.refuse_idle(("seed",), "without sampling")
     for prompt in _prompts(options.prompt):
         most = FOLLOWING if windowed else writer.room(prompt)
         config = generation_of(options, max_length=min(most, FOLLOWING) if goes_on else most, window=windowed)

@@ -44,6 +44,8 @@ def main(argv: list[str]) -> int:
     if not options.out.endswith(".safetensors"):
         parser.error("--out must end in .safetensors")
     check_out(options.out, inputs=[file for model in options.models for file in model_files(model)])
+    if options.data is None:
+        parser.refuse_idle(("split", "batch_size", "workers", "accelerator"), "without --data")
     config = Config(
         data=DataConfig(batch_size=options.batch_size, workers=options.workers),
         train=TrainConfig(accelerator=options.accelerator),

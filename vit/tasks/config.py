@@ -1,7 +1,8 @@
 """What can be set about a training run, one dataclass a part. Imports no torch, so `vit --help` answers at once."""
 
 import re
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from vit.data.config import AugmentConfig, DataConfig, require
@@ -263,6 +264,47 @@ _OF_CLASSES = (
     ("train", "compile"),
 )
 """settings that no task of words heeds"""
+_CHECKED = ("freeze_encoder", "reward_epochs")  # have rules of their own
+
+_ACTS_WITH: tuple[tuple[str, str, Callable[["Config"], bool]], ...] = (
+    ("tune.lora_rank tune.lora_alpha", "without tune.method lora", lambda c: c.tune.method == "lora"),
+    ("tune.neighbours", "without tune.method knn", lambda c: c.tune.method == "knn"),
+    (
+        "tune.probe_rates tune.probe_epochs",
+        "where no head is fitted: that takes tune.method probe, or model.init with tune.probe_first",
+        lambda c: c.tune.method == "probe" or (c.tune.method != "knn" and c.tune.probe_first and bool(c.model.init)),
+    ),
+    ("schedule.decay_fraction", "without schedule.name wsd", lambda c: c.schedule.name == "wsd"),
+    (
+        "augment.policy_ops augment.policy_magnitude",
+        "without augment.policy randaugment",
+        lambda c: c.augment.policy == "randaugment",
+    ),
+    (
+        "augment.mix_probability augment.mix_off_epochs",
+        "without augment.mixup or augment.cutmix",
+        lambda c: max(c.augment.mixup, c.augment.cutmix) > 0,
+    ),
+    (
+        "augment.mix_switch",
+        "without both augment.mixup and augment.cutmix",
+        lambda c: min(c.augment.mixup, c.augment.cutmix) > 0,
+    ),
+    ("text.epoch_steps", "except on task language", lambda c: c.task == "language"),
+    ("text.per_picture", "except on tasks caption and fuse", lambda c: c.task in ("caption", "fuse")),
+    ("text.fusion_depth text.attends text.drop_side", "except on task fuse", lambda c: c.task == "fuse"),
+    (
+        "text.word_dropout",
+        "except on tasks caption, language and translate",
+        lambda c: c.task in ("caption", "language", "translate"),
+    ),
+    (
+        " ".join(f"text.{field.name}" for field in fields(TextConfig) if field.name not in _CHECKED),
+        "on task classify",
+        lambda c: c.task != "classify",
+    ),
+)
+"""settings, what they have no effect without, and whether that is given"""
 
 Task = Literal["classify", "caption", "fuse", "language", "translate"]
 
@@ -317,3 +359,7 @@ class Config:
         require(
             self.model.init is not None or not self.tune.freeze, "tune.freeze", self.tune.freeze, "needs model.init"
         )
+        for keys, reason, acts in _ACTS_WITH:
+            for part, name in (key.split(".") for key in keys.split()):
+                value, usual = getattr(getattr(self, part), name), getattr(type(getattr(self, part))(), name)
+                require(value == usual or acts(self), f"{part}.{name}", value, f"has no effect {reason}")
