@@ -111,6 +111,11 @@ def test_parts_take_no_values_on_the_command_line(marker: Path, key: str) -> Non
     assert f"unknown option --{key}" in override_refusal(f"--{key}=marker_module.Thing")
 
 
+LISTS = ", ".join(f"&a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else 'x'}]" for n in range(20))
+BOMB = f"optim:\n  betas: [{LISTS}]"
+"""a list that its aliases would expand to 9 ** 19 entries"""
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -127,11 +132,17 @@ def test_parts_take_no_values_on_the_command_line(marker: Path, key: str) -> Non
         ("a: 1\n---\nb: 2", "FILE:2: not valid YAML: but found another document"),
         ("optim: 3", "FILE:1: optim takes keys below it, not a value"),
         ("optim: [1]", "FILE:1: optim takes keys below it, not a value"),
-        ("optim:\n  lr: {a: 1}", "FILE:2: optim.lr takes one value, not keys below it"),
+        ("optim:\n  lr: {a: 1}", "FILE:2: optim.lr takes one value or a flat list"),
         ("- optim", "FILE: expected keys and values, such as `optim:` with `lr: 0.001` below it"),
         ("just words", "FILE: expected keys and values, such as `optim:` with `lr: 0.001` below it"),
         ("? [a, b]\n: 1", "FILE:1: a key must be a word"),
-        ("optim:\n  betas: &b [0.9, *b]", "FILE: nested too deeply"),
+        ("optim:\n  betas: &b [0.9, *b]", "FILE:2: optim.betas takes one value or a flat list"),
+        (BOMB, "FILE:2: optim.betas takes one value or a flat list"),
+        (
+            f"optim:\n  name: &a {'x' * 10_000}\n  betas: [{'*a, ' * 1000}*a]",
+            "FILE:3: optim.betas is larger than 1,000,000",
+        ),
+        (f"optim: {{lr: 1}} # {'x' * 1_000_000}", "--config FILE: larger than 1,000,000 bytes, not a configuration"),
         ("x: " + 5000 * "[", "FILE: nested too deeply"),
         (b"\x89PNG\r\n\x1a\n\x00", "--config FILE: not a text file"),
         ("optim:\n  lr: 1".encode("utf-16"), "--config FILE: not a text file"),

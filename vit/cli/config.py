@@ -40,6 +40,9 @@ _KINDS = {  # how Python's types are called in messages
 _LARGEST = {"train.seed": LARGEST_SEED, "data.max_pixels": 2**63 - 1}
 """limits of integer settings other than `LARGEST_INT`"""
 
+_MOST_BYTES = 1_000_000
+"""largest configuration file"""
+
 _OPTIONS = ["config", "out", "resume", "print-config"]  # of vit train, beside the keys
 
 
@@ -97,7 +100,11 @@ def yaml_words(path: Path) -> list[str]:
 def _read(path: Path) -> yaml.MappingNode | None:
     """The mapping that a YAML file holds, None for an empty one."""
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ConfigError(f"--config {display_path(path)}: larger than {_MOST_BYTES:,} bytes, not a configuration")
+        root = yaml.compose(content.decode("utf-8"), Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "not a text file"
         if path.parts[:1] == ("configs",) and (repository := Path(__file__).parents[2] / path).is_file():
@@ -140,13 +147,18 @@ def _leaves(node: yaml.MappingNode, prefix: str, path: Path) -> Iterator[tuple[s
 
 
 def _value_text(node: yaml.Node, key: str, where: str) -> str:
-    """A scalar as it was written, a list in brackets."""
+    """Return a scalar as it is written, a flat list in brackets.
+
+    The size is checked before the text is made, which aliases could let grow far beyond the file.
+    """
     _refuse_tags(node, key, where)
     if isinstance(node, yaml.ScalarNode):
         return "null" if node.tag.endswith(":null") else str(node.value)
-    if isinstance(node, yaml.SequenceNode):
+    if isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value):
+        if sum(len(item.value) for item in node.value) > _MOST_BYTES:
+            raise ConfigError(f"{where}: {key} is larger than {_MOST_BYTES:,} bytes")
         return "[" + ", ".join(_value_text(item, key, where) for item in node.value) + "]"
-    raise ConfigError(f"{where}: {key} takes one value, not keys below it")
+    raise ConfigError(f"{where}: {key} takes one value or a flat list")
 
 
 def _refuse_tags(node: yaml.Node, key: str, where: str) -> None:

@@ -117,9 +117,11 @@ def text_architecture_from(fields: Mapping[str, Any]) -> TextArchitecture:
 def require_same_weights(there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Raise ConfigError naming the first weight that the file `there` and the model `here` do not have in one shape."""
     for name in sorted(here.keys() | there.keys()):
-        found, wanted = (tuple(state[name].shape) if name in state else "absent" for state in (there, here))
+        found, wanted = (
+            tuple(getattr(state[name], "shape", ())) if name in state else "absent" for state in (there, here)
+        )
         if found != wanted:
-            raise ConfigError(f"{name}: {found} in the file and {wanted} in the model")
+            raise ConfigError(f"{display_path(name)}: {found} in the file and {wanted} in the model")
 
 
 def start_from(model: ModelFile, network: VisionTransformer, classes: Sequence[str]) -> None:

@@ -223,6 +223,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     ours = isinstance(checkpoint, dict) and all(isinstance(checkpoint.get(key), dict) for key in ("vit", "state_dict"))
     if not ours:
         raise ModelFileError(f"{display_path(path)}: a checkpoint that vit did not write")
+    if wrong := [name for name, tensor in checkpoint["state_dict"].items() if not isinstance(tensor, Tensor)]:
+        raise ModelFileError(f"{display_path(path)}: state_dict: {display_path(wrong[0])} is not a tensor")
     return dict(checkpoint)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from vit.errors import ModelFileError, VitError, display_path
+from vit.errors import ConfigError, ModelFileError, VitError, display_path
 from vit.files import whole_file
+from vit.models.build import require_same_weights
 from vit.models.file import load_checkpoint, seal
 
 
@@ -46,10 +48,11 @@ def earlier(path: Path, age: int) -> Path:
     return path.with_stem(f"{path.stem}-{age}") if age else path
 
 
-def newest_whole(path: Path) -> tuple[Path, dict[str, Any], list[str]]:
+def newest_whole(path: Path, state: Mapping[str, Tensor] | None = None) -> tuple[Path, dict[str, Any], list[str]]:
     """The newest checkpoint of `path` and those before it that can be read; and what is wrong with newer ones.
 
-    Raises ModelFileError, of the newest, where there is none.
+    `state` holds the weights of the run that resumes: a checkpoint must have the same names and shapes. Raises
+    ModelFileError, of the newest, where there is none.
     """
     faults: list[ModelFileError] = []
     older = sorted(path.parent.glob(f"{path.stem}-*{path.suffix}"), key=lambda p: (len(p.name), p.name))
@@ -57,6 +60,8 @@ def newest_whole(path: Path) -> tuple[Path, dict[str, Any], list[str]]:
         try:
             checkpoint = load_checkpoint(candidate)
             require_finite(checkpoint["state_dict"], candidate)
+            if state is not None:
+                _require_same(checkpoint["state_dict"], state, candidate)
         except ModelFileError as error:
             faults.append(error)
         else:
@@ -64,11 +69,18 @@ def newest_whole(path: Path) -> tuple[Path, dict[str, Any], list[str]]:
     raise faults[0]
 
 
+def _require_same(found: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        require_same_weights(found, state)
+    except ConfigError as error:
+        raise ModelFileError(f"{display_path(path)}: not a checkpoint of this run: {error}") from error
+
+
 def require_finite(state: dict[str, Tensor], path: Path) -> None:
     """Raise ModelFileError where a weight is no number."""
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ModelFileError(f"{display_path(path)}: the weights hold NaN or infinity ({name})")
+            raise ModelFileError(f"{display_path(path)}: the weights hold NaN or infinity ({display_path(name)})")
 
 
 def _keep(path: Path, keep: int) -> None:

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from vit.data.module import place_of
-from vit.errors import Interrupted, VitError, shell_quote
+from vit.errors import Interrupted, ModelFileError, VitError, shell_quote
 from vit.files import write_text
 from vit.signals import Stop, signals
 from vit.tasks.base import Task, diverged
@@ -53,11 +53,12 @@ class Keeper(L.Callback):
     def on_train_start(self, trainer: L.Trainer, task: Task) -> None:
         signals.install()  # Lightning has put its own handler of SIGTERM around ours
         signals.orderly, signals.breaks = True, trainer.world_size == 1
-        self._since, self._step, self.place = time.monotonic(), trainer.global_step, place_of(trainer)
+        self._since, self._step = time.monotonic(), trainer.global_step
         if self.state is not None:
             trainer.callback_metrics.update({k: torch.tensor(v) for k, v in self.state["metrics"].items()})
             task.unreadable.update({(split, index): reason for split, index, reason in self.state["unreadable"]})
             task.sums = {name: value.to(task.device) for name, value in self.state["sums"].items()}
+        self.place = place_of(trainer)
         self._validate_last(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, task: Task) -> None:
@@ -225,10 +226,16 @@ def written(run: Path, trainer: L.Trainer) -> dict[str, int]:
 
 
 def rewind(run: Path, checkpoint: Mapping[str, Any]) -> None:
-    """Take from metrics.csv and from TensorBoard's events what was written after the checkpoint."""
-    sizes = checkpoint.get("callbacks", {}).get("Keeper", {}).get("written")
-    if sizes is None:  # of a run of before these were kept: whole epochs, a row each
-        return
+    """Take from metrics.csv and from TensorBoard's events what was written after the checkpoint.
+
+    Raises ModelFileError, and changes nothing, where the checkpoint does not say how long they were.
+    """
+    try:
+        sizes = {str(name): int(size) for name, size in checkpoint["callbacks"]["Keeper"]["written"].items()}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ModelFileError(
+            f"{run}: its checkpoint is damaged: callbacks.Keeper.written is missing or wrong"
+        ) from error
     for file in (run / "metrics.csv", *run.glob(f"{_EVENTS}*")):
         size = sizes.get(file.relative_to(run).as_posix(), 0)
         if size == 0:

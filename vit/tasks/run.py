@@ -31,11 +31,19 @@ from vit.data.decode import picture_size
 from vit.data.folders import SHARDS, Listing, Sample, write_split
 from vit.data.module import EpochData, ImageFolderData
 from vit.data.shards import ShardListing
-from vit.errors import ConfigError, OutOfMemory, UnreadableImage, is_out_of_memory
+from vit.errors import (
+    ConfigError,
+    ModelFileError,
+    OutOfMemory,
+    UnreadableImage,
+    VitError,
+    display_path,
+    is_out_of_memory,
+)
 from vit.files import dump_json, open_text, write_text
 from vit.models.architecture import ModelConfig, VisionArchitecture, pick
 from vit.models.build import architecture_from, image_encoder, start_from
-from vit.models.file import ModelFile, load_checkpoint, read_model, save_model
+from vit.models.file import ModelFile, first_line, load_checkpoint, read_model, save_model
 from vit.models.sources import load_model
 from vit.models.vision import VisionTransformer
 from vit.signals import Stop, signals
@@ -287,7 +295,9 @@ def train_on(task: Task, data: EpochData, trainer: L.Trainer, run: Path, *, resu
     Raises Interrupted after a signal, when last.ckpt is written, and model.safetensors so far; OutOfMemory.
     """
     if resume is not None:
-        resume, checkpoint, faults = newest_whole(resume)
+        # FSDP has yet to distribute the weights, whose names are other ones until then
+        state = None if isinstance(trainer.strategy, SharedOut) else task.state_dict()
+        resume, checkpoint, faults = newest_whole(resume, state)
         if trainer.is_global_zero:
             for fault in faults:
                 log.info("damaged    %s; going on from %s", fault, resume.name)
@@ -302,6 +312,11 @@ def train_on(task: Task, data: EpochData, trainer: L.Trainer, run: Path, *, resu
             export(run)
         raise keeper.told(stop.number) from stop
     except Exception as error:
+        if resume is not None and keeper.place is None and not isinstance(error, VitError):
+            reason = first_line(error)
+            raise ModelFileError(
+                f"{display_path(resume)}: not a checkpoint of this run, or damaged ({reason})"
+            ) from error
         if not is_out_of_memory(error):
             raise
         size, times = task.config.data.batch_size, task.config.train.accumulate
