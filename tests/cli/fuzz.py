@@ -348,9 +348,7 @@ class Fuzzer:
         if rng.random() < 0.2:
             return ["train", target, *TINY, "--out", self.folder / "run"]
         if rng.random() < 0.5:
-            return (
-                ["predict", self.root / "classifier", "--list", target] if _takes_list() else ["data", "check", target]
-            )
+            return rng.choice((["predict", self.root / "classifier", target], ["data", "check", target]))
         return [
             "evaluate",
             self.root / "classifier",
@@ -416,10 +414,6 @@ def mutate_header(rng: random.Random, header: dict[str, Any]) -> Any:
         return {**header, "tokenizer": json.dumps(tokenizer)}
     key = rng.choice(("all", "architecture", "architecture", "preprocessing"))
     return mutate_value(rng, header) if key == "all" else {**header, key: mutate_value(rng, header[key])}
-
-
-def _takes_list() -> bool:
-    return False
 
 
 # Running
@@ -488,6 +482,13 @@ def _resident() -> int:
         return int(statm.read().split()[1]) * resource.getpagesize()
 
 
+MODULES = """
+vit.cli.main vit.cli.predict vit.cli.evaluate vit.cli.attention vit.cli.export vit.cli.soup vit.cli.caption
+vit.cli.generate vit.cli.embed vit.cli.train vit.cli.train_words vit.cli.data vit.cli.data_pictures vit.writers
+vit.tasks.run vit.tasks.tune vit.tasks.words vit.explain.maps vit.data.check vit.evaluate.plots
+lightning timm albumentations matplotlib.pyplot torch._dynamo
+"""
+
 KINDS = ("model", "checkpoint", "config", "split", "tar")
 
 
@@ -527,25 +528,7 @@ def _import() -> None:
     import torch
 
     torch.set_num_threads(1)
-    for name in ("predict", "evaluate", "attention", "export", "soup", "caption", "generate", "embed", "train", "data"):
-        importlib.import_module(f"vit.cli.{name}")
-    for name in (
-        "lightning",
-        "timm",
-        "albumentations",
-        "vit.tasks.run",
-        "vit.writers",
-        "vit.cli.train_words",
-        "vit.cli.data_pictures",
-        "vit.tasks.words",
-        "vit.explain.maps",
-        "matplotlib.pyplot",
-        "vit.tasks.tune",
-        "vit.data.check",
-        "vit.evaluate.plots",
-        "sympy",
-        "torch._dynamo",
-    ):
+    for name in MODULES.split():
         importlib.import_module(name)
 
 

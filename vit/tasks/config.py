@@ -9,6 +9,10 @@ from vit.data.config import AugmentConfig, DataConfig, require
 from vit.models.architecture import ModelConfig, Positions
 
 
+MOST_NODES = 10_000
+"""largest number of machines; a larger one is a typing error that every process would wait for"""
+
+
 @dataclass
 class OptimConfig:
     """How weights are changed."""
@@ -145,8 +149,9 @@ class TrainConfig:
         for name in ("seed", "patience", "save_minutes", "save_steps"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must not be negative")
         require(0 <= self.ema < 1, "train.ema", self.ema, "must be in [0, 1)")
-        known = re.fullmatch(r"auto|-1|[1-9]\d*|\d+(,\d+)+", str(self.devices)) is not None
-        require(known, "train.devices", self.devices, "must be auto, a number, or numbers such as 0,2")
+        require(self.nodes <= MOST_NODES, "train.nodes", self.nodes, f"must be at most {MOST_NODES}")
+        known = re.fullmatch(r"auto|-1|[1-9]\d{0,3}|\d{1,4}(,\d{1,4})+", str(self.devices)) is not None
+        require(known, "train.devices", self.devices, "must be auto, a number below 10,000, or numbers such as 0,2")
         split = self.strategy.startswith(("fsdp_", "deepspeed", "model_parallel"))
         require(not split, "train.strategy", self.strategy, "of those that split the model, only fsdp is supported")
         require(self.strategy != "fsdp" or not self.compile, "train.compile", self.compile, "is not for fsdp")

@@ -39,6 +39,8 @@ class Keeper(L.Callback):
         self.run, self.config = run, config
         self.last = run / "checkpoints" / "last.ckpt"
         self.state: dict[str, Any] | None = None
+        self.stepped = False
+        """whether this process has taken a step: what a resumed run restores has been used then"""
         self.place: tuple[int, int] | None = None
         """what last.ckpt holds; nothing before training starts"""
         self._since, self._step = time.monotonic(), 0
@@ -53,12 +55,11 @@ class Keeper(L.Callback):
     def on_train_start(self, trainer: L.Trainer, task: Task) -> None:
         signals.install()  # Lightning has put its own handler of SIGTERM around ours
         signals.orderly, signals.breaks = True, trainer.world_size == 1
-        self._since, self._step = time.monotonic(), trainer.global_step
+        self._since, self._step, self.place = time.monotonic(), trainer.global_step, place_of(trainer)
         if self.state is not None:
             trainer.callback_metrics.update({k: torch.tensor(v) for k, v in self.state["metrics"].items()})
             task.unreadable.update({(split, index): reason for split, index, reason in self.state["unreadable"]})
             task.sums = {name: value.to(task.device) for name, value in self.state["sums"].items()}
-        self.place = place_of(trainer)
         self._validate_last(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, task: Task) -> None:
@@ -76,6 +77,7 @@ class Keeper(L.Callback):
             self._end_if_asked(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, task: Task, outputs: Any, batch: Any, index: int) -> None:
+        self.stepped = True
         # waiting for the next batch may be broken off where no gradient is under way
         signals.breaks = trainer.world_size == 1 and (index + 1) % trainer.accumulate_grad_batches == 0
 

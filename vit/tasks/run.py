@@ -9,12 +9,12 @@ import statistics
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vit.data.cache import free_memory
 from vit.data.caching import choose_cache
 from vit.data.config import PREPARED, DataConfig, Preprocessing
 from vit.data.dataset import ImageDataset
@@ -178,9 +179,24 @@ def typical_side(paths: Sequence[str], sample: int = 32) -> int:
     return int(statistics.median(sides)) if sides else 224
 
 
+N = TypeVar("N", bound=nn.Module)
+
+
+def new_network(make: Callable[[], N]) -> N:
+    """Build a network. Raises ConfigError, before any memory is taken, where its weights cannot fit into it."""
+    with torch.device("meta"):
+        size = 4 * sum(parameter.numel() for parameter in make().parameters())
+    if size > (free := free_memory()):
+        rule = (
+            f"its weights take {size / 1e9:,.1f} GB and {free / 1e9:,.1f} GB of memory are free; choose a smaller one"
+        )
+        raise ConfigError(f"model: {rule}")
+    return make()
+
+
 def make_network(setup: Setup) -> VisionTransformer:
     """The network, fresh or from the weights to start with."""
-    network = VisionTransformer(setup.architecture)
+    network = new_network(lambda: VisionTransformer(setup.architecture))
     if setup.start is not None:
         start_from(setup.start, network, setup.listing.classes)
     if setup.start is None or setup.new_head:
@@ -312,7 +328,9 @@ def train_on(task: Task, data: EpochData, trainer: L.Trainer, run: Path, *, resu
             export(run)
         raise keeper.told(stop.number) from stop
     except Exception as error:
-        if resume is not None and keeper.place is None and not isinstance(error, VitError):
+        if isinstance(error, VitError):
+            raise
+        if resume is not None and not keeper.stepped and not is_out_of_memory(error):
             reason = first_line(error)
             raise ModelFileError(
                 f"{display_path(resume)}: not a checkpoint of this run, or damaged ({reason})"

@@ -36,7 +36,7 @@ from vit.scripts import MOSTLY, unspaced_fraction
 from vit.tasks.config import Config
 from vit.tasks.devices import settled_precision
 from vit.tasks.fuse import Fuse
-from vit.tasks.run import settle_cache, settle_encoder, typical_side
+from vit.tasks.run import new_network, settle_cache, settle_encoder, typical_side
 from vit.tasks.write import Write
 
 log = logging.getLogger("vit")
@@ -178,7 +178,7 @@ def _language(words: Words, config: Config, tokenizer: Tokenizer, start: ModelFi
             raise DataError(f"{split}: {count} tokens are too few for windows of {length}; {remedy}")
     config = replace(config, text=replace(config.text, length=length))
     architecture = _text_architecture(config, tokenizer, length, dim=config.text.dim or 384, depth=6, start=start)
-    network = LanguageModel(architecture)
+    network = new_network(lambda: LanguageModel(architecture))
     _start_text(network, start, config)
     steps = config.text.epoch_steps or -(-(len(tokens["train"]) - 1) // (length * config.data.batch_size))
     windows = -(-(len(tokens["val"]) - 1) // length)  # the last one may be shorter
@@ -198,7 +198,7 @@ def _caption(words: Words, config: Config, tokenizer: Tokenizer, start: ModelFil
     assert config.text.length is not None
     dim = config.text.dim or encoder.dim
     decoder = _text_architecture(config, tokenizer, config.text.length, dim=dim, depth=4, context=encoder, start=start)
-    network = EncoderDecoder(EncoderDecoderArchitecture(encoder, decoder))
+    network = new_network(lambda: EncoderDecoder(EncoderDecoderArchitecture(encoder, decoder)))
     if first is not None:
         assert isinstance(network.encoder, VisionTransformer)
         start_from(first, network.encoder, [])
@@ -230,7 +230,7 @@ def _translate(words: Words, config: Config, tokenizer: Tokenizer, start: ModelF
     longest = max(int(part.lengths.max()) for part in sources.values())
     encoder = _text_architecture(config, tokenizer, max(longest + 8, config.text.length), dim=dim, depth=4)
     decoder = _text_architecture(config, tokenizer, config.text.length, dim=dim, depth=4, context=encoder)
-    network = EncoderDecoder(EncoderDecoderArchitecture(encoder, decoder))
+    network = new_network(lambda: EncoderDecoder(EncoderDecoderArchitecture(encoder, decoder)))
     train, val = (_dataset(words, split, texts, config, None, sources=sources[split]) for split in ("train", "val"))
     expected = _as_written(words.texts["val"], tokenizer)
     task = Write(network, tokenizer, config, kind="translator", expected=expected)
@@ -252,9 +252,10 @@ def _fuse(words: Words, config: Config, tokenizer: Tokenizer, start: ModelFile |
     assert config.text.length is not None
     dim = config.text.dim or encoder.dim
     text = _text_architecture(config, tokenizer, config.text.length, dim=dim, depth=4, start=start)
-    network = FusedClassifier(
-        FusionArchitecture(encoder, text, len(classes), depth=config.text.fusion_depth, attends=config.text.attends)
+    fusion = FusionArchitecture(
+        encoder, text, len(classes), depth=config.text.fusion_depth, attends=config.text.attends
     )
+    network = new_network(lambda: FusedClassifier(fusion))
     if first is not None:
         start_from(first, network.image, [])
     _start_text(network.text, start, config)
