@@ -8,7 +8,6 @@ from typing import Literal
 from vit.data.config import AugmentConfig, DataConfig, require
 from vit.models.architecture import ModelConfig, Positions
 
-
 MOST_NODES = 10_000
 """largest number of machines; a larger one is a typing error that every process would wait for"""
 
