@@ -61,7 +61,7 @@ def refusals(run: Path, image: Path, folder: Path) -> list[tuple[list[object], s
     listed.write_text(
         "path,label\n" + "".join(f"{path},{path.parent.name}\n" for path in (folder / "data").rglob("*.*"))
     )
-    own = sorted((folder / "data").rglob("*.*"))[0]
+    own = sorted((folder / "data").rglob("*.png"))[0]
     weights = Path(shutil.copy(run / "model.safetensors", folder / "weights.safetensors"))
     return [
         (

@@ -169,6 +169,23 @@ def test_neighbours_of_features_that_are_not_finite_are_refused(
     assert f": {NON_FINITE}; check its weights" in message
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["caption", "no-model", "no-image", "--out", "c.csv"], "--out c.csv: .csv is not supported; use .jsonl"),
+        (["data", "check", "no-data", "--list", "good.jsonl"], "--list good.jsonl: .jsonl is not supported; use .csv"),
+        (["data", "check", "no-data", "--html", "page.pdf"], "--html page.pdf: .pdf is not supported; use .html"),
+        (["data", "preview", "no-data", "--out", "p.jpg"], "--out p.jpg: .jpg is not supported; use .png"),
+    ],
+)
+def test_no_file_holds_something_else_than_its_name_says(
+    refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refused(*words, code=2) == f"vit: {message}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 # 1,000 classes, names that break tables and plots
 
 

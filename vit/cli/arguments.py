@@ -169,19 +169,21 @@ def generation_of(options: argparse.Namespace, **ordinary: Any) -> GenerationCon
     return GenerationConfig(**(ordinary | asked))
 
 
-def output_format(out: str | None, asked: str | None, formats: Sequence[str] = ("jsonl",)) -> str:
-    """Return the format of --out: by its suffix, else as `asked` for by --format, else the first of `formats`.
+def output_format(out: str | None, formats: Sequence[str], asked: str | None = None, flag: str = "--out") -> str:
+    """Return the format of the file that `flag` names: by its suffix, else as `asked` for, else the first of `formats`.
 
     Raises ConfigError for a suffix of another format, so that no file holds something else than its name says.
     """
     suffix = Path(out or "").suffix.lower()
     named = "jsonl" if suffix == ".ndjson" else suffix[1:]
     if named in formats and asked not in (None, named):
-        raise ConfigError(f"--out {display_path(out)} and --format {asked}: two formats; change one of them")
+        raise ConfigError(f"{flag} {display_path(out)} and --format {asked}: two formats; change one of them")
     if suffix and named not in formats and asked is None:
         known = " or ".join(f".{name}" for name in formats)
         named_by_option = ", or choose a format by --format" if len(formats) > 1 else ""
-        raise ConfigError(f"--out {display_path(out)}: {suffix} is not supported; use {known}{named_by_option}")
+        raise ConfigError(
+            f"{flag} {display_path(out)}: {display_path(suffix)} is not supported; use {known}{named_by_option}"
+        )
     return named if named in formats else asked or formats[0]
 
 

@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
         parser.refuse_idle(("seed",), "without sampling")
     if options.attention is None:
         parser.refuse_idle(("method",), "without --attention")
-    output_format(options.out, None)
+    output_format(options.out, ("jsonl",))
 
     from vit.data.folders import find_images
     from vit.models.build import require_kind

@@ -4,7 +4,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-from vit.cli.arguments import Parser, add_max_pixels, check_out, integer
+from vit.cli.arguments import Parser, add_max_pixels, check_out, integer, output_format
 from vit.data.config import LARGEST_SEED, MAX_PIXELS
 from vit.files import dump_json
 
@@ -27,6 +27,7 @@ def main(argv: list[str]) -> int:
         if arguments.command == "pack":
             return pack(arguments.data, config)
         check_out(arguments.out, inputs=[arguments.data])
+        output_format(arguments.out, ("png",))
         return preview(arguments.data, config, Path(arguments.out), arguments.epoch)
     if settings:
         parser.error(f"unrecognized arguments: {' '.join(settings)}")
@@ -170,6 +171,8 @@ def _check(data: str, as_json: bool, page: str | None, good: str | None, max_pix
 
     check_out(page, "--html", [data])
     check_out(good, "--list", [data])
+    output_format(page, ("html",), flag="--html")
+    output_format(good, ("csv",), flag="--list")
     limit = max_pixels or MAX_PIXELS
     report = check(data, max_pixels=limit, progress=_show_progress if sys.stderr.isatty() else None)
     if page is not None:

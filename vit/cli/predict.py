@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
     options = parser.parse_args(argv)
     check_out(options.out)
-    form = output_format(options.out, options.format, FORMATS)
+    form = output_format(options.out, FORMATS, options.format)
     if options.csv_raw and form != "csv":
         raise ConfigError("--csv-raw: has no effect without --format csv")
 
