@@ -5,6 +5,9 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
+SPECIAL_IDS = "special_ids"
+"""key beside those of a tokenizer.json that holds the ids by which a model's configuration starts and ends texts"""
+
 
 def class_name(text: str) -> str:
     """Return a class name in Unicode normalization form C, without white space around it.

@@ -97,7 +97,7 @@ class Captioner(PictureReader):
             self.network.decoder,
             begun.to(context.device).expand(len(context), -1),
             config,
-            end=self.tokenizer.end,
+            end=self.tokenizer.ends,
             never=self.tokenizer.never,
             context=context,
             generator=generator,
@@ -194,9 +194,13 @@ class Writer:
         generator, written = torch.Generator(self.device).manual_seed(seed), begun[0].tolist()
         told = self.tokenizer.decode(written)
         config = config or self._ordinary(prompt)
-        for token in stream(
-            decoder, begun, config, end=self._end, never=self._never, context=context, generator=generator
-        ):
+        tokens = stream(decoder, begun, config, end=self._end, never=self._never, context=context, generator=generator)
+
+        def with_end() -> Iterator[int]:
+            end = yield from tokens
+            yield from self.tokenizer.closing(end)
+
+        for token in with_end():
             written.append(token)
             text = self.tokenizer.decode(written)
             if not text.endswith("\ufffd"):  # a letter of several bytes is not whole yet
@@ -244,8 +248,8 @@ class Writer:
         return GenerationConfig(max_length=FOLLOWING, sample=True, window=True)
 
     @property
-    def _end(self) -> int | None:
-        return self.tokenizer.end
+    def _end(self) -> tuple[int, ...]:
+        return self.tokenizer.ends
 
     @property
     def _never(self) -> tuple[int, ...]:
@@ -364,7 +368,7 @@ def _best(tokenizer: Tokenizer, begun: Sequence[int], answers: Sequence[Generate
     """The best answer, and the others: their texts from what they were begun with on, but for what was `told` of it."""
     captions = [
         Caption(
-            text=tokenizer.decode([*begun, *answer.tokens])[len(told) :],
+            text=tokenizer.decode([*begun, *answer.tokens, *tokenizer.closing(answer.end)])[len(told) :],
             score=answer.score,
             words=tuple(tokenizer.token(token) for token in answer.tokens),
             probabilities=tuple(answer.probabilities),

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ from vit.models.huggingface_folder import tensors_in
 from vit.models.huggingface_text import DEFAULTS, Words, words_model
 from vit.models.sources import load_model
 from vit.models.text import LanguageModel
+from vit.models.vocabulary import check_vocabulary, with_special_ids
 from vit.nn import padding_mask
+from vit.writers import words_of
 
 V, LENGTH = 50, 12
 GPT2 = {"vocab_size": V, "n_positions": LENGTH, "n_embd": 16, "n_layer": 2, "n_head": 2}
@@ -62,6 +65,9 @@ PEERS: dict[str, Peer] = {  # what makes the module; t is transformers
         t.CLIPConfig(text_config=CLIP, vision_config={**IMAGE, "projection_dim": 8}, projection_dim=8)
     ),
     "vit gpt2": lambda t: captioner(t, t.ViTConfig(**IMAGE), t.GPT2Config(**GPT2)),
+    "vit gpt2 bytes": lambda t: captioner(
+        t, t.ViTConfig(**IMAGE), t.GPT2Config(**GPT2 | {"vocab_size": 261, "bos_token_id": 260, "eos_token_id": 260})
+    ),
     "vit gpt2 wide": lambda t: captioner(t, t.ViTConfig(**WIDE), t.GPT2Config(**GPT2)),
     "deit gpt2": lambda t: captioner(t, t.DeiTConfig(**IMAGE), t.GPT2Config(**GPT2, tie_word_embeddings=False)),
     "vit bert": lambda t: captioner(t, t.ViTConfig(**IMAGE), t.BertConfig(**BERT)),
@@ -346,7 +352,7 @@ def test_what_the_hub_has_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Its client is stood in for: weights as a pickle, a tokenizer in two files, and no preprocessing."""
     from huggingface_hub.errors import EntryNotFoundError
 
-    theirs, asked = peer("vit gpt2"), []
+    theirs, asked = peer("vit gpt2 bytes"), []
     theirs.save_pretrained(tmp_path)
     byte_pairs(tmp_path)
     torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
@@ -425,7 +431,7 @@ def byte_pairs(folder: Path) -> None:
 def test_gpt2s_two_files_are_its_tokenizer(tmp_path: Path) -> None:
     from transformers import GPT2TokenizerFast
 
-    peer("vit gpt2").save_pretrained(tmp_path)
+    peer("vit gpt2 bytes").save_pretrained(tmp_path)
     byte_pairs(tmp_path)
     theirs = GPT2TokenizerFast(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
     made, text = load_model(tmp_path).tokenizer, "two cats, a café and a cat "
@@ -442,6 +448,80 @@ def test_gpt2s_two_files_are_its_tokenizer(tmp_path: Path) -> None:
     assert Tokenizer.from_json(whole).encode(text) == theirs.encode(text)
     (tmp_path / "tokenizer.json").write_text("{}")
     assert f"{tmp_path}: no tokenizer that can be read: " in complaint(tmp_path)
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(50, 50), (50, 49), (64, 50), (50_304, 50_257), (1000, 901)])
+def test_a_tokenizer_may_leave_rows_of_its_embedding_unused(rows: int, tokens: int, tmp_path: Path) -> None:
+    """GPT-2's 50,257 are often padded to 50,304; what no token stands for is never written."""
+    file = language_file(rows, tokens, tmp_path)
+    check_vocabulary(file, "x")
+    text = with_special_ids(file.tokenizer or "", tmp_path, {"model_type": "gpt2", "eos_token_id": 3}, rows)
+    assert Tokenizer.from_json(text).never == tuple(range(tokens, rows))
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(50_257, 1), (50, 51), (50_257, 30_522), (50, 20), (2000, 1799)])
+def test_a_tokenizer_of_another_model_is_refused_at_load(rows: int, tokens: int, tmp_path: Path) -> None:
+    said = f"a tokenizer of {tokens} tokens beside an embedding of {rows}; they do not belong together"
+    with pytest.raises(ModelFileError, match=f"^x: {said}$"):
+        check_vocabulary(language_file(rows, tokens, tmp_path), "x")
+
+
+def test_a_folder_whose_tokenizer_is_another_models_is_refused(tmp_path: Path) -> None:
+    for name in ("gpt2", "vit gpt2", "bert", "blip", "clip"):
+        peer(name).save_pretrained(tmp_path)
+        word_level(tmp_path, 8)
+        assert "a tokenizer of 8 tokens beside an embedding of 50" in complaint(tmp_path)
+        word_level(tmp_path)
+        file = load_model(tmp_path)
+        save_model(replace(file, tokenizer=language_file(60, 60, tmp_path).tokenizer), tmp_path / "own.safetensors")
+        assert "a tokenizer of 60 tokens beside an embedding of 50" in complaint(tmp_path / "own.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"eos_token_id": 50}, "end of a text (eos_token_id): expected ids of 0 to 49, got 50"),
+        ({"eos_token_id": [3, "4"]}, "end of a text (eos_token_id): expected ids of 0 to 49, got [3, '4']"),
+        (
+            {"decoder_start_token_id": -1},
+            "start of a text (decoder_start_token_id, bos_token_id): expected ids of 0 to",
+        ),
+        ({"decoder_start_token_id": [1, 2]}, "start of a text (decoder_start_token_id, bos_token_id): expected one id"),
+        ({"eos_token_id": []}, "end of a text (eos_token_id): expected ids"),
+    ],
+)
+def test_ids_that_are_none_are_refused(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    peer("vit gpt2").save_pretrained(tmp_path)
+    word_level(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps(changes))
+    assert words in complaint(tmp_path)
+
+
+def test_settings_of_generate_without_a_counterpart_are_said_to_be_ignored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer("vit gpt2").save_pretrained(tmp_path)
+    word_level(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"forced_bos_token_id": 4, "eos_token_id": 3}))
+    load_model(tmp_path)
+    (said,) = {record.getMessage() for record in caplog.records if str(tmp_path) in record.getMessage()}
+    assert said.endswith(f"{tmp_path}: forced_bos_token_id is not supported and has no effect")
+
+
+def test_an_end_that_is_text_is_part_of_the_text(tmp_path: Path) -> None:
+    word_level(tmp_path)
+    text = with_special_ids(
+        (tmp_path / "tokenizer.json").read_text(), tmp_path, {"model_type": "gpt2", "eos_token_id": [6, 9]}, V
+    )
+    tokenizer = Tokenizer.from_json(text)
+    assert (tokenizer.closing(9), tokenizer.closing(6), tokenizer.closing(None)) == ([9], [], [])
+    assert (tokenizer.start, tokenizer.end, tokenizer.ends) == (5, 6, (6, 9))
+
+
+def language_file(rows: int, tokens: int, folder: Path) -> ModelFile:
+    word_level(folder, tokens)
+    text = (folder / "tokenizer.json").read_text()
+    return ModelFile("language", {"vocabulary": rows}, [], {}, {}, tokenizer=text)
 
 
 def test_two_files_that_are_not_gpt2s_are_no_tokenizer(tmp_path: Path) -> None:
@@ -461,6 +541,70 @@ def test_blips_tokenizer_gets_the_token_that_starts_a_caption(tmp_path: Path) ->
     assert made is not None
     ours = Tokenizer.from_json(made)
     assert (ours.start, ours.end, ours.pad, len(ours)) == (BLIP["bos_token_id"], BLIP["sep_token_id"], 0, V)
+
+
+def word_level(folder: Path, tokens: int = V) -> None:
+    """A tokenizer whose names say other ids than the configurations below: 5 starts a text and 6 ends it."""
+    import tokenizers
+
+    names = {5: "<s>", 6: "</s>", 7: "[UNK]"}
+    vocabulary = {names.get(number, f"w{number}"): number for number in range(tokens)}
+    tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]")).save(
+        str(folder / "tokenizer.json")
+    )
+
+
+IN_CONFIG = {"decoder_start_token_id": 11, "bos_token_id": 12, "pad_token_id": 0}
+IN_CONFIG |= {"eos_token_id": [12, 49, *range(11, 47, 2)]}
+IN_GENERATION = {"decoder_start_token_id": 21, "bos_token_id": 22, "pad_token_id": 1}
+IN_GENERATION |= {"eos_token_id": [23, 49, *range(2, 50, 2)], "suppress_tokens": [40, 41, 42, 43]}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("where", ["names", "config", "generation", "both"])
+@pytest.mark.parametrize("name", ["gpt2", "vit gpt2 wide", "vit bert", "blip"])
+def test_the_configurations_ids_start_and_end_a_text(name: str, where: str, beams: int, tmp_path: Path) -> None:
+    """As transformers' own `generate` of the same folder writes; ids that no configuration gives follow from names."""
+    import transformers as t
+
+    theirs = peer(name)
+    theirs.save_pretrained(tmp_path)
+    word_level(tmp_path)
+    (tmp_path / "generation_config.json").unlink(missing_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for part in (config, config.get("decoder", {})):
+        part.update(dict.fromkeys(("bos_token_id", "eos_token_id", "decoder_start_token_id")))
+    config |= IN_CONFIG if where in ("config", "both") else {}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if where in ("generation", "both"):
+        (tmp_path / "generation_config.json").write_text(json.dumps(IN_GENERATION))
+    words: Any = words_of(load_model(tmp_path), tmp_path, device="cpu")
+    given = {"names": (5, (6,)), "config": (12 if name == "gpt2" else 11, tuple(IN_CONFIG["eos_token_id"]))}  # type: ignore[arg-type]
+    expected = given.get(where, (22 if name == "gpt2" else 21, tuple(IN_GENERATION["eos_token_id"])))  # type: ignore[arg-type]
+    expected = (48, (3,)) if name == "blip" else expected  # which takes those of its text config alone
+    assert (words.tokenizer.start, words.tokenizer.ends) == expected
+    assert Tokenizer.from_json(words.tokenizer.to_json()).ends == words.tokenizer.ends
+    settings, images = GenerationConfig(max_length=9, beams=beams), torch.randn(8, 3, 32, 32)
+    options = {"num_beams": beams, "do_sample": False, "max_new_tokens": 9}
+    module = {"gpt2": t.GPT2LMHeadModel, "blip": t.BlipForConditionalGeneration}.get(name, t.VisionEncoderDecoderModel)
+    again = module.from_pretrained(tmp_path).eval()
+    if where == "names":
+        options |= {} if name == "blip" else {"eos_token_id": 6, "pad_token_id": 0, "bos_token_id": 5}
+    if name == "gpt2":
+        prompts = [f"w{number}" for number in range(20, 28)]
+        rows = [again.generate(torch.tensor([words.tokenizer.encode(p)]), **options)[0, 1:].tolist() for p in prompts]
+        found = words.generate(prompts, config=settings)
+        assert words.generate("", config=settings)[0].prompt == (expected[0],)
+    else:
+        rows = [row[1:].tolist() for row in again.generate(images, **options)]
+        found = words.write(words.network.encode(images), "", settings)
+    for text, row in zip(found, rows, strict=True):
+        end = next((place for place, token in enumerate(row) if token in expected[1]), len(row))
+        assert list(text.tokens) == row[:end]
+        assert text.finished == (end < len(row))
+    if where != "names" and name != "blip":
+        assert any(text.finished for text in found), [text.tokens for text in found]
 
 
 @torch.no_grad()

@@ -7,16 +7,17 @@ one of them: "<end>" in a caption is ordinary characters.
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from vit.errors import ConfigError, ModelFileError, display_path
 from vit.files import read_json
+from vit.names import SPECIAL_IDS
 
 # The library works in threads otherwise, and warns in every process that a loader forks.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -46,8 +47,12 @@ _WORD = rf"\w+(?:-\w+)*|{_JOINED}|[^\w\s](?:[\x{{fe00}}-\x{{fe0f}}\x{{1f3fb}}-\x
 class Tokenizer:
     """Text -> ids -> text. Made by `train`, `load` or `from_json`."""
 
-    def __init__(self, library: tokenizers.Tokenizer) -> None:
-        """Of the library's tokenizer, with its rules for cutting, padding and special tokens switched off."""
+    def __init__(self, library: tokenizers.Tokenizer, special: Mapping[str, Any] | None = None) -> None:
+        """Of the library's tokenizer, with its rules for cutting, padding and special tokens switched off.
+
+        `special` holds ids that a model's configuration gives, which take the place of those found by name: `start`,
+        `ends`, of which each ends a text, and `never`, those that must not be generated.
+        """
         library.no_truncation()
         library.no_padding()
         library.encode_special_tokens = True  # as text
@@ -58,13 +63,17 @@ class Tokenizer:
         def find(what: str) -> int | None:
             return next((vocabulary[name] for name in _NAMES[what] if name in vocabulary), None)
 
-        start, end = find("start"), find("end")
+        self._special = dict(special or {})
+        start, end = self._special.get("start", find("start")), find("end")
+        self.ends: tuple[int, ...] = tuple(self._special.get("ends") or ([] if end is None else [end]))
+        end = self.ends[0] if self.ends else None
         if start is None or end is None:
             missing = "start" if start is None else "end"
             raise ModelFileError(
                 f"tokenizer: no token for the {missing} of a text; expected one of {', '.join(_NAMES[missing])}"
             )
         self.start, self.end = start, end
+        self._unused = set(range(self._size)) - set(vocabulary.values())
         self.pad, self.unknown = find("pad"), find("unknown")
         # A dictionary does in a tenth of the time what the library does with one rule a character.
         self._characters = vocabulary if _is_of_characters(library) else None
@@ -125,11 +134,18 @@ class Tokenizer:
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
         """What `to_json` gave. Raises `ModelFileError` for anything that is no tokenizer."""
-        return _named("tokenizer", lambda: cls(tokenizers.Tokenizer.from_str(text)))
+
+        def make() -> Tokenizer:
+            values = json.loads(text)
+            special = values.pop(SPECIAL_IDS, None)
+            return cls(tokenizers.Tokenizer.from_str(text if special is None else json.dumps(values)), special)
+
+        return _named("tokenizer", make)
 
     def to_json(self) -> str:
-        """The whole tokenizer as JSON, in the format of a tokenizer.json."""
-        return self._library.to_str()
+        """The whole tokenizer as JSON, in the format of a tokenizer.json, with the special ids that it was given."""
+        text: str = self._library.to_str()
+        return json.dumps(json.loads(text) | {SPECIAL_IDS: self._special}) if self._special else text
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return Tokenizer.from_json, (self.to_json(),)  # to worker processes
@@ -140,8 +156,12 @@ class Tokenizer:
 
     @property
     def never(self) -> tuple[int, ...]:
-        """Ids that stand for nothing one could write: padding, start and unknown, as far as they are not the end."""
-        return tuple(sorted({n for n in (self.pad, self.start, self.unknown) if n is not None} - {self.end}))
+        """Ids that must not be generated: unused ones, and those that a model's configuration suppresses.
+
+        Without a configuration padding, start and unknown, as far as they are not the end.
+        """
+        found = {n for n in (self.pad, self.start, self.unknown) if n is not None} - {self.end}
+        return tuple(sorted(self._unused | set(self._special.get("never", found))))
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without those of its start and end."""
@@ -160,6 +180,11 @@ class Tokenizer:
         """The text of ids. Padding, start and end leave nothing, what is unknown shows as such."""
         return self._library.decode(list(ids), skip_special_tokens=True)
 
+    def closing(self, end: int | None) -> list[int]:
+        """Return the token that ended a text where it is text itself, as a full stop may be, else nothing."""
+        named = {name for names in _NAMES.values() for name in names}
+        return [] if end is None or self._library.id_to_token(end) in named else [end]
+
     def token(self, number: int) -> str:
         """One id in readable form: a piece of text, or the name of a special token. Raises `ValueError` for no id.
 
@@ -168,7 +193,7 @@ class Tokenizer:
         token = self._library.id_to_token(number) if 0 <= number < len(self) else None
         if token is None:
             raise ValueError(f"token {number}: the vocabulary has {len(self)}")
-        if not self._bytes or number in (self.pad, self.start, self.end):
+        if not self._bytes or number in (self.pad, self.start, *self.ends):
             return token
         values = _byte_values()
         if any(character not in values for character in token):

@@ -6,13 +6,13 @@ M tokens of the context, D dim, V vocabulary.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from vit.errors import ConfigError
-from vit.models.beam import BeamSearch, Candidate, Generated, as_generated
+from vit.models.beam import BeamSearch, Candidate, End, Generated, as_generated, end_ids
 from vit.models.generation_config import GenerationConfig
 from vit.models.outputs import require_finite
 from vit.models.text import LanguageModel
@@ -25,7 +25,7 @@ def generate(
     prompt: Tensor,
     config: GenerationConfig,
     *,
-    end: int | None = None,
+    end: End = None,
     never: Sequence[int] = (),
     context: Tensor | None = None,
     context_mask: Tensor | None = None,
@@ -33,10 +33,10 @@ def generate(
 ) -> list[list[Generated]]:
     """prompt [B, N], context [B, M, D] (as `EncoderDecoder.encode` gives it) -> for each, `n_best` texts, best first.
 
-    The prompt holds whatever stands before the first new word: a start token, or some words. A text ends with `end`;
-    words of `never` are not written. Each text is what it would be alone in the batch, but for sampling: the draws
-    of a batch come from one `generator`. Raises ConfigError where the model cannot read so many tokens,
-    NonFiniteOutput where its logits are NaN or inf.
+    The prompt holds whatever stands before the first new word: a start token, or some words. A text ends with `end`, or
+    with any of several; words of `never` are not written. Each text is what it would be alone in the batch, but for
+    sampling: the draws of a batch come from one `generator`. Raises ConfigError where the model cannot read so many
+    tokens, NonFiniteOutput where its logits are NaN or inf.
     """
     reader = _Reader(model, prompt, config, end, never, context, context_mask)
     return _search(reader) if config.beams > 1 else _write(reader, generator)
@@ -48,19 +48,23 @@ def stream(
     prompt: Tensor,
     config: GenerationConfig,
     *,
-    end: int | None = None,
+    end: End = None,
     never: Sequence[int] = (),
     context: Tensor | None = None,
     context_mask: Tensor | None = None,
     generator: torch.Generator | None = None,
-) -> Iterator[int]:
-    """The tokens of one text, prompt [1, N], as they are written: greedily or drawn. Otherwise as `generate`."""
+) -> Generator[int, None, int | None]:
+    """Yield the tokens of one text, prompt [1, N], as they come; return its end token, None where it was cut.
+
+    Greedily or drawn, otherwise as `generate`.
+    """
     if prompt.shape[0] != 1 or config.beams > 1 or config.n_best > 1:
         raise ValueError("a stream is of one text: it takes one prompt, beams 1 and n_best 1")
     for [word], _ in _words(_Reader(model, prompt, config, end, never, context, context_mask), generator):
-        if word == end:
-            return
+        if word in end_ids(end):
+            return word
         yield word
+    return None
 
 
 def process_logits(
@@ -68,7 +72,7 @@ def process_logits(
     tokens: Tensor,
     config: GenerationConfig,
     *,
-    end: int | None = None,
+    end: End = None,
     written: int = 0,
     never: Sequence[int] = (),
 ) -> Tensor:
@@ -81,7 +85,7 @@ def process_logits(
         seen = logits.gather(1, tokens)
         seen = torch.where(seen < 0, seen * c.repetition_penalty, seen / c.repetition_penalty)
         logits = logits.scatter(1, tokens, seen)
-    closed = [*never] + ([end] if end is not None and written < c.min_length else [])
+    closed = [*never, *(end_ids(end) if written < c.min_length else ())]
     if closed:
         logits = logits.index_fill(1, torch.tensor(closed, device=logits.device), -math.inf)
     if 0 < c.no_repeat_ngram <= tokens.shape[1]:
@@ -127,12 +131,12 @@ class _Reader:
         model: LanguageModel,
         prompt: Tensor,
         config: GenerationConfig,
-        end: int | None,
+        end: End,
         never: Sequence[int],
         context: Tensor | None,
         context_mask: Tensor | None,
     ) -> None:
-        self.model, self.config, self.end, self.never = model, config, end, never
+        self.model, self.config, self.ends, self.never = model, config, end_ids(end), never
         self.context, self.context_mask = context, context_mask
         self.contexts, self.prompt_length = prompt.shape
         self.tokens = prompt
@@ -160,7 +164,7 @@ class _Reader:
 
     def process(self, logits: Tensor) -> Tensor:
         written = self.tokens.shape[1] - self.prompt_length
-        return process_logits(logits, self.tokens, self.config, written=written, end=self.end, never=self.never)
+        return process_logits(logits, self.tokens, self.config, written=written, end=self.ends, never=self.never)
 
     def append(self, words: Tensor) -> None:
         """Put words [R] behind the texts."""
@@ -206,23 +210,23 @@ def _words(reader: _Reader, generator: torch.Generator | None) -> Iterator[tuple
 
 def _write(reader: _Reader, generator: torch.Generator | None) -> list[list[Generated]]:
     """Greedy or drawn texts."""
-    config, end = reader.config, reader.end
+    config, ends = reader.config, reader.ends
     count = reader.contexts * config.n_best
     tokens: list[list[int]] = [[] for _ in range(count)]
     chances: list[list[float]] = [[] for _ in range(count)]
     rows = list(range(count))  # the text of each row
     for new, new_chances in _words(reader, generator):
         for text, word, chance in zip(rows, new, new_chances, strict=True):
-            if not tokens[text] or tokens[text][-1] != end:
+            if not tokens[text] or tokens[text][-1] not in ends:
                 tokens[text].append(word)
                 chances[text].append(chance)
-        running = [row for row, text in enumerate(rows) if tokens[text][-1] != end]
+        running = [row for row, text in enumerate(rows) if tokens[text][-1] not in ends]
         if not running:
             break
         if not config.draws and _worth_leaving(len(running), len(rows)):
             reader.keep(torch.tensor(running, device=reader.tokens.device))
             rows = [rows[row] for row in running]
-    texts = [as_generated(*each, sum(each[1]) / len(each[1]), end) for each in zip(tokens, chances, strict=True)]
+    texts = [as_generated(*each, sum(each[1]) / len(each[1]), ends) for each in zip(tokens, chances, strict=True)]
     groups = (texts[i : i + config.n_best] for i in range(0, count, config.n_best))
     return [sorted(group, key=lambda text: -text.score) for group in groups]
 
@@ -230,7 +234,7 @@ def _write(reader: _Reader, generator: torch.Generator | None) -> list[list[Gene
 def _search(reader: _Reader) -> list[list[Generated]]:
     """The likeliest texts that beam search finds."""
     config, device = reader.config, reader.tokens.device
-    searches = [BeamSearch(config, reader.end) for _ in range(reader.contexts)]
+    searches = [BeamSearch(config, reader.ends) for _ in range(reader.contexts)]
     rows = searches  # those whose texts the reader holds
     while True:
         for search, candidates in zip(rows, _candidates(reader, rows), strict=True):
@@ -255,7 +259,7 @@ def _candidates(reader: _Reader, searches: Sequence[BeamSearch]) -> Iterator[Ite
     totals = torch.tensor([[text.total for text in search.running] for search in searches], device=chances.device)
     sums = reader.process(chances).view(*totals.shape, vocabulary) + totals[..., None]
     sums = sums.flatten(1)  # [B, texts x V]
-    best, places = sums.topk(min(2 * reader.config.beams, sums.shape[1]), dim=1)
+    best, places = sums.topk(min(searches[0].candidates, sums.shape[1]), dim=1)
     own = chances.view(len(searches), -1).gather(1, places)
     for row in zip(places.tolist(), best.tolist(), own.tolist(), strict=True):
         yield (

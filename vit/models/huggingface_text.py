@@ -34,6 +34,7 @@ from vit.models.tensors import load_exactly, require_blocks
 from vit.models.text import LanguageModel, TextEncoder
 from vit.models.text_architecture import EncoderDecoderArchitecture, TextArchitecture
 from vit.models.vision import VisionTransformer
+from vit.models.vocabulary import with_special_ids
 
 Words: TypeAlias = LanguageModel | TextEncoder | EncoderDecoder
 
@@ -53,7 +54,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # by `model_type`, of what the tensors 
     "bert": _BERT | {"is_decoder": False},
     "blip_text_model": _BERT
     | {"num_attention_heads": 8, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    | {"hidden_size": 768, "bos_token_id": 30522},
+    | {"hidden_size": 768, "bos_token_id": 30522, "sep_token_id": 102},
     "clip_text_model": _SHAPE
     | {"num_attention_heads": 8, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "eos_token_id": 49407},
 }
@@ -133,15 +134,21 @@ def read_words(folder: Path, config: Mapping[str, Any]) -> ModelFile:
         preprocessing=preprocessing,
         raw=network.state_dict(),
         origin=f"hf:{config.get('_name_or_path') or folder.name}",
-        tokenizer=_tokenizer(folder, config),
+        tokenizer=_tokenizer(folder, config, network),
     )
 
 
-def _tokenizer(folder: Path, config: Mapping[str, Any]) -> str | None:
+def _tokenizer(folder: Path, config: Mapping[str, Any], network: Words) -> str | None:
+    """The folder's tokenizer with the ids by which what writes starts and ends a text, if it has one."""
     if config["model_type"] == "blip":
-        words = {**DEFAULTS["blip_text_model"], **config["text_config"]}
-        return tokenizer_in(folder, start=words["bos_token_id"])
-    return tokenizer_in(folder, gpt2=config.get("decoder", config)["model_type"] == "gpt2")
+        config = {**config, "text_config": {**DEFAULTS["blip_text_model"], **config["text_config"]}}
+        tokenizer = tokenizer_in(folder, start=config["text_config"]["bos_token_id"])
+    else:
+        tokenizer = tokenizer_in(folder, gpt2=config.get("decoder", config)["model_type"] == "gpt2")
+    if tokenizer is None or isinstance(network, TextEncoder):
+        return tokenizer
+    writer = network.decoder if isinstance(network, EncoderDecoder) else network
+    return with_special_ids(tokenizer, folder, config, writer.architecture.vocabulary)
 
 
 def language_model(

@@ -31,6 +31,7 @@ from vit.models.huggingface_folder import GENERATION, PICKLE, TOKENIZER
 from vit.models.jax import read_jax
 from vit.models.text_architecture import Side
 from vit.models.timm_source import WEIGHTS, folder_model, named_model, vit_names
+from vit.models.vocabulary import check_vocabulary
 from vit.names import near
 
 
@@ -39,8 +40,10 @@ def load_model(source: str | Path) -> ModelFile:
     model = _foreign(str(source))
     if model is None:
         _suggest(str(source))
-        return read_model(Path(source))
-    check_finite(model, source)
+        model = read_model(Path(source))
+    else:
+        check_finite(model, source)
+    check_vocabulary(model, source)
     return model
 
 

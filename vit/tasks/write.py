@@ -69,7 +69,7 @@ def write_about(
         network.decoder,
         start,
         config,
-        end=tokenizer.end,
+        end=tokenizer.ends,
         never=tokenizer.never,
         context=context,
         context_mask=mask,
@@ -178,7 +178,7 @@ class Write(Task):
         texts, rewards = [], []
         for index, answers in zip(batch.indices.tolist(), drawn, strict=True):
             for answer in answers:
-                ended = [self.tokenizer.end] if answer.finished else []
+                ended = [] if answer.end is None else [answer.end]
                 texts.append([self.tokenizer.start, *answer.tokens, *ended])
                 rewards.append(self.cider.score(self.tokenizer.decode(answer.tokens), index))
         reward = torch.tensor(rewards, device=self.device).view(-1, self.DRAWN)
