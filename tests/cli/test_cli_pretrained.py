@@ -4,7 +4,7 @@ import csv
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from vit.api import load
 from vit.cli.train import _check_same_data, _resumed_config
+from vit.data.config import Preprocessing
 from vit.errors import ConfigError
-from vit.models.file import read_model, save_model
+from vit.models.architecture import VisionArchitecture
+from vit.models.file import classifier_file, read_model, save_model
 from vit.models.timm import from_timm, to_timm
+from vit.models.vision import VisionTransformer
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +161,36 @@ def test_models_that_do_not_belong_together_make_no_soup(
     words = refused("soup", trained_run, tuned, "--out", tmp_path / "soup.safetensors", code=2)
     assert "other preprocessing than" in words
     assert "at least two models" in refused("soup", trained_run, "--out", tmp_path / "x.safetensors", code=2)
+    assert not (tmp_path / "soup.safetensors").exists()
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda w: w.pop("norm.bias"), "norm.bias: expected 16 values, missing"),
+        (lambda w: w.update({"extra": torch.zeros(3)}), "extra: not expected, found 3 values"),
+        (lambda w: w.update({"head.weight": w["head.weight"][:, :4]}), "head.weight: expected 3 x 16, found 3 x 4"),
+        (lambda w: w.update({"norm.bias": torch.zeros(16, dtype=torch.int8)}), "int8"),
+        (lambda w: w["norm.bias"].fill_(torch.nan), "the weights hold NaN or infinity (norm.bias)"),
+    ],
+)
+def test_a_soup_of_models_that_could_not_be_used_is_refused_and_nothing_is_written(
+    refused: Callable[..., str], change: Any, words: str, both: bool, tmp_path: Path
+) -> None:
+    """Also where all of them are wrong alike, so that they could be averaged."""
+    architecture = VisionArchitecture((16, 16), (8, 8), dim=16, depth=1, heads=2, hidden=8, classes=3)
+    paths = [tmp_path / f"{name}.safetensors" for name in ("one", "two")]
+    for number, path in enumerate(paths):
+        file = classifier_file(VisionTransformer(architecture), ["a", "b", "c"], asdict(Preprocessing((16, 16))))
+        if number or both:
+            change(file.raw)
+        save_model(file, path)
+    out = tmp_path / "soup.safetensors"
+    said = refused("soup", *paths, "--out", out, code=1)
+    assert words in said
+    assert str(paths[0 if both else 1]) in said
+    assert not out.exists()
 
 
 def test_the_list_says_what_there_is_and_whether_it_is_here(

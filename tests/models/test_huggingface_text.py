@@ -555,7 +555,7 @@ def word_level(folder: Path, tokens: int = V) -> None:
 
 
 IN_CONFIG = {"decoder_start_token_id": 11, "bos_token_id": 12, "pad_token_id": 0}
-IN_CONFIG |= {"eos_token_id": [12, 49, *range(11, 47, 2)]}
+IN_CONFIG |= {"eos_token_id": [12, 40, 49, *range(11, 47, 2)]}
 IN_GENERATION = {"decoder_start_token_id": 21, "bos_token_id": 22, "pad_token_id": 1}
 IN_GENERATION |= {"eos_token_id": [23, 49, *range(2, 50, 2)], "suppress_tokens": [40, 41, 42, 43]}
 

@@ -55,12 +55,14 @@ def main(argv: list[str]) -> int:
 
 def soup(models: list[str], data: str | None, split: str, out: Path, config: Config) -> int:
     """Average all `models`, or greedily those that help on `data`; writes `out`. Returns the exit code."""
+    from vit.models.build import build_model
     from vit.models.file import save_model
     from vit.models.soup import greedy_soup, uniform_soup
     from vit.models.sources import load_model
 
     files = [load_model(model) for model in models]
     for name, file in zip(models, files, strict=True):
+        build_model(file, source=name)  # names the first tensor that its architecture does not have
         if other := _difference(file, files[0]):
             raise ConfigError(f"{display_path(name)}: other {other} than {display_path(models[0])}")
     states = [file.weights() for file in files]
