@@ -150,3 +150,19 @@ def test_integer_settings_have_bounds(refused: Callable[..., str], value: int) -
 def test_large_seeds_and_pixel_limits_are_taken(vit: Callable[..., Any]) -> None:
     words = (f"--train.seed={LARGEST_SEED}", "--data.max_pixels=1000000000000", "--print-config")
     assert vit("train", "DATA", *words).code == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rule"),
+    [
+        ("data.timeout", 2_000_001, "must be 0 (never) or a number of seconds, at most 2000000"),
+        ("data.repeats", 101, "must be from 1 to 100"),
+        ("augment.policy_ops", 101, "must be from 1 to 100"),
+        ("data.workers", 1025, "must be -1 (automatic), 0 or more, at most 1024"),
+    ],
+)
+def test_settings_that_would_hang_or_exhaust_the_machine_are_refused(
+    refused: Callable[..., str], key: str, value: int, rule: str
+) -> None:
+    message = refused("train", "DATA", f"--{key}={value}", "--print-config", code=2)
+    assert message == f"vit: {key}: {rule}, got {value}\n"

@@ -40,3 +40,13 @@ def test_resuming_where_all_checkpoints_are_cut_is_refused_in_words(colours: Pat
     with pytest.raises(ModelFileError, match=r"last\.ckpt: cut, damaged") as caught:
         train(colours, tmp_path / "run", config, resume=last)
     assert "\n" not in str(caught.value)
+
+
+def test_keeping_any_number_of_checkpoints_takes_steps_of_those_that_exist(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    for epoch in range(4):
+        WholeCheckpoints().save_checkpoint({"epoch": epoch}, path, {"keep": 2**31 - 1})
+    ages = [path, *(path.with_stem(f"last-{age}") for age in (1, 2, 3))]
+    assert [torch.load(age, weights_only=True)["epoch"] for age in ages] == [3, 2, 1, 0]
+    WholeCheckpoints().save_checkpoint({"epoch": 4}, path, {"keep": 2})
+    assert sorted(tmp_path.iterdir()) == sorted(ages[:2])

@@ -21,6 +21,12 @@ LARGEST_SEED = 2**32 - 1
 MAX_PIXELS = 100_000_000
 """largest number of pixels of an image, unless a setting or a model says otherwise"""
 
+_LONGEST = 2_000_000
+"""seconds; the system's timers count milliseconds in 32 bits"""
+
+_MOST_COPIES = 100
+"""of an image in an epoch, and of operations on it"""
+
 MOST_WORKERS = 1024
 """largest number of worker processes; a larger one is a typing error that would exhaust the machine"""
 
@@ -120,7 +126,8 @@ class DataConfig:
         require(self.batch_size >= 1, "data.batch_size", self.batch_size, "must be at least 1")
         allowed = f"must be -1 (automatic), 0 or more, at most {MOST_WORKERS}"
         require(-1 <= self.workers <= MOST_WORKERS, "data.workers", self.workers, allowed)
-        require(self.timeout >= 0, "data.timeout", self.timeout, "must be 0 (never) or a number of seconds")
+        allowed = f"must be 0 (never) or a number of seconds, at most {_LONGEST}"
+        require(0 <= self.timeout <= _LONGEST, "data.timeout", self.timeout, allowed)
         require(0 < self.val_fraction < 1, "data.val_fraction", self.val_fraction, "must be between 0 and 1")
         require(0 <= self.test_fraction < 1, "data.test_fraction", self.test_fraction, "must be in [0, 1)")
         require(
@@ -131,7 +138,7 @@ class DataConfig:
         )
         require(0 < self.crop_fraction <= 1, "data.crop_fraction", self.crop_fraction, "must be in (0, 1]")
         require_colours("data.", self.mean, self.std)
-        require(self.repeats >= 1, "data.repeats", self.repeats, "must be at least 1")
+        require(1 <= self.repeats <= _MOST_COPIES, "data.repeats", self.repeats, f"must be from 1 to {_MOST_COPIES}")
         require(self.max_pixels >= 1, "data.max_pixels", self.max_pixels, "must be positive")
 
 
@@ -183,7 +190,8 @@ class AugmentConfig:
             value = getattr(self, name)
             require(value is None or 0 <= value <= 1, f"augment.{name}", value, "must be a probability in [0, 1]")
         require(self.color_jitter >= 0, "augment.color_jitter", self.color_jitter, "must not be negative")
-        require(self.policy_ops >= 1, "augment.policy_ops", self.policy_ops, "must be at least 1")
+        ops = self.policy_ops
+        require(1 <= ops <= _MOST_COPIES, "augment.policy_ops", ops, f"must be from 1 to {_MOST_COPIES}")
         require(0 <= self.policy_magnitude <= 10, "augment.policy_magnitude", self.policy_magnitude, "must be 0 to 10")
         require(self.mixup >= 0, "augment.mixup", self.mixup, "must not be negative")
         require(self.cutmix >= 0, "augment.cutmix", self.cutmix, "must not be negative")

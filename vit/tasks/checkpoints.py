@@ -85,10 +85,10 @@ def require_finite(state: dict[str, Tensor], path: Path) -> None:
 
 def _keep(path: Path, keep: int) -> None:
     """Make room for a new `path`: what stands there gets one older name as well."""
-    for age in range(keep - 1, 0, -1):
+    # the first age that is free, or the last one, which is overwritten
+    missing = next(age for age in range(keep) if age == keep - 1 or not earlier(path, age).exists())
+    for age in range(missing, 0, -1):
         newer, older = earlier(path, age - 1), earlier(path, age)
-        if not newer.exists():
-            continue
         if age > 1:
             os.replace(newer, older)
             continue
