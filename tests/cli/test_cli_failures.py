@@ -94,12 +94,16 @@ def test_an_out_folder_in_use_or_in_the_way_is_refused(
     assert sorted(trained_run.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [("--train.strategy=none such", "none such"), ("--train.devices=7,9", "CPUAccelerator` should be an int")],
+)
 def test_settings_that_the_machine_refuses_leave_no_run_folder(
-    vit: Any, colour_folder: Path, tiny: list[str], tmp_path: Path
+    setting: str, named: str, refused: Any, colour_folder: Path, tiny: list[str], tmp_path: Path
 ) -> None:
-    outcome = vit("train", colour_folder, *tiny, "--train.strategy=none such", "--out", tmp_path / "run")
-    assert outcome.code != 0
-    assert "none such" in outcome.err
+    message = refused("train", colour_folder, *tiny, setting, "--out", tmp_path / "run", code=2)
+    assert message.startswith("vit: train.accelerator, devices or strategy: ")
+    assert named in message
     assert not (tmp_path / "run").exists()
 
 

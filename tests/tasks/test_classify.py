@@ -136,6 +136,12 @@ def test_bce_can_take_every_class_of_a_mixed_picture_for_a_whole_yes() -> None:
     assert found.item() == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_classes_are_balanced_by_weights_or_by_sampling_and_not_by_both() -> None:
+    """The weights' mean is 1 over the images as they are, not as balanced sampling draws them."""
+    with pytest.raises(ConfigError, match=r"^loss.class_weights: must be none with data.balanced, which balances too"):
+        classify(loss={"class_weights": "balanced"}, data={"balanced": True})
+
+
 def test_whole_labels_are_for_bce() -> None:
     with pytest.raises(ConfigError, match=r"^loss.whole: needs loss.name bce, got True$"):
         classify(loss={"whole": True})

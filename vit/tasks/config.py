@@ -331,6 +331,9 @@ class Config:
     text: TextConfig = field(default_factory=TextConfig)
 
     def __post_init__(self) -> None:
+        # the weights' mean of 1 holds for the data as it is, not as it is drawn then
+        twice = self.loss.class_weights == "balanced" and self.data.balanced
+        require(not twice, "loss.class_weights", "balanced", "must be none with data.balanced, which balances too")
         if self.train.strategy == "fsdp":
             require(self.task == "classify", "train.strategy", "fsdp", f"is not for task {self.task}")
             require(self.optim.name == "adamw", "optim.name", self.optim.name, "must be adamw with fsdp")

@@ -282,7 +282,7 @@ def _trainer(**options: Any) -> L.Trainer:
     """
     try:
         return L.Trainer(**options)
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+    except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"train.accelerator, devices or strategy: {' '.join(str(error).split())}") from error
 
 
