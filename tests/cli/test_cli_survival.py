@@ -506,5 +506,5 @@ def test_shared_memory_without_room_for_a_queue_is_said_in_one_line(size: str, c
     done = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=300, check=False)
     if done.returncode == 99 or "unshare failed" in done.stderr:
         pytest.skip("no right to mount a small /dev/shm")
-    assert re.fullmatch(r"vit: /dev/shm is too small for the batches of the processes .* 0\n", done.stderr), done.stderr
+    assert re.fullmatch(r"vit: /dev/shm is too small for the batches of the processes .*\n", done.stderr), done.stderr
     assert done.returncode == 1

@@ -276,7 +276,7 @@ def shared_memory_full(where: str = "") -> str:
     """What to tell the user where the worker processes, `where`, have used up /dev/shm."""
     return (
         f"/dev/shm is too small for the batches of the processes that read images{where}; "
-        "lower data.workers or data.batch_size, or set data.workers 0"
+        "lower data.workers (`vit evaluate`: --workers) or the batch size; no workers need none"
     )
 
 
