@@ -186,6 +186,13 @@ def test_32_bit_gray_is_refused_because_its_range_is_unknown():
         )
 
 
+def test_an_image_in_memory_of_32_bit_integers_is_refused_too():
+    for values in (np.full((4, 4), 200, np.int32), np.full((4, 4), 60_000, np.int32)):
+        with pytest.raises(ValueError, match="32-bit integers, whose range is unknown"):
+            upright_rgb(Image.fromarray(values))
+    assert upright_rgb(Image.fromarray(np.full((4, 4), 60_000, np.uint16)))[0, 0, 0] == 60_000 >> 8
+
+
 def test_palette_and_1_bit_pictures_get_their_colours():
     palette = Image.fromarray(colours()).quantize(16)
     assert np.array_equal(decode(encoded(palette, "PNG")), np.array(palette.convert("RGB")))

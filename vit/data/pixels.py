@@ -6,6 +6,8 @@ from PIL import Image
 
 def to_rgb(image: Image.Image) -> np.ndarray:
     """Convert a loaded image of any mode to uint8 [H, W, 3], with transparency composited over white."""
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # theirs have 16 bits
+        raise ValueError("32-bit integers, whose range is unknown; convert the image to mode L or I;16")
     if image.mode.startswith("I") or image.mode == "F":
         values, transparent = np.asarray(image), image.info.get("transparency")
         gray = to_8_bit(values)
