@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 
 from vit.api import attention_maps, load
+from vit.cli.attention import _two_classes
 from vit.data.config import Preprocessing
+from vit.errors import ConfigError
 from vit.explain import METHODS
 from vit.models.architecture import VisionArchitecture
 from vit.models.file import classifier_file, save_model
@@ -229,3 +231,16 @@ def test_nothing_to_read_and_nowhere_to_write(
     broken.write_bytes(b"\xff\xd8\xff")
     outcome = refused("attention", trained_run, tmp_path / "nope.jpg", "--out", tmp_path / "maps", code=1)
     assert "nope.jpg" in outcome
+
+
+def test_compared_classes_may_have_commas_in_their_names() -> None:
+    known = {"tench, Tinca tinca", "goldfish, Carassius auratus", "cock", "a", "b", "a,b", "b,a"}
+    assert _two_classes("tench, Tinca tinca,goldfish, Carassius auratus", known) == (
+        "tench, Tinca tinca",
+        "goldfish, Carassius auratus",
+    )
+    assert _two_classes("cock,tench, Tinca tinca", known) == ("cock", "tench, Tinca tinca")
+    assert _two_classes("cock,hen", known) == ("cock", "hen")  # the message about an unknown class follows
+    for unclear in ("a,b,a", "cock", "cock,hen,duck", "cock,a,b,cock"):
+        with pytest.raises(ConfigError, match="--compare: must be two classes, NAME,NAME, got"):
+            _two_classes(unclear, known)
