@@ -156,6 +156,14 @@ def test_the_query_patch_has_a_frame(box: Box, query: tuple[int, int]) -> None:
     assert (marked == 0).all(axis=2).any()
 
 
+def test_the_query_patchs_own_value_leaves_the_others_their_colors() -> None:
+    values = np.array([[1.0, 0.001, 0.002], [0.003, 0.001, 0.001]])
+    assert color_scale(values, query=(0, 0)) == (0.001, 0.003, "")
+    assert color_scale(np.ones((1, 1)), query=(0, 0)).note.startswith("nearly uniform")
+    drawn = laid_over(np.zeros((20, 30, 3), np.uint8), values, Box(0, 0, 20, 30), query=(0, 0))
+    assert np.abs(drawn[17, 4] - 0.55 * coloured(np.array(1.0))).max() <= 10  # yellow, not the color of 0.3 %
+
+
 def test_the_query_patch_has_a_frame_in_every_thumbnail() -> None:
     maps = np.random.default_rng(0).random((2, 3, 14, 14)).astype(np.float32)
     plain, marked = contact_sheet(maps), contact_sheet(maps, query=(5, 7))

@@ -225,9 +225,9 @@ def _draw_one(
             values, settings = maps.values[0], maps.settings
             shown = "" if maps.targets is None else _names(classifier, maps.targets)[0]
         array = values.cpu().numpy()
-        asked = "" if patch is None else f", query patch {patch[0]},{patch[1]}"
+        asked = "" if patch is None else f", query patch {patch[0]},{patch[1]} (its own value: {array[patch]:.3g})"
         caption = f"{method}{f' of {shown}' if shown else ''}{asked}; {answer}".rstrip("; ")
-        scale = color_scale(array, difference=difference, largest=largest)
+        scale = color_scale(array, difference=difference, largest=largest, query=patch)
         drawn = overlay(shown_picture, array, box, caption, difference=difference, scale=scale, query=patch)
         _save(Path(f"{stem}.{method}.png"), drawn)
         with whole_file(Path(f"{stem}.{method}.npy")) as temporary, temporary.open("wb") as file:

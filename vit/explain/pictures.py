@@ -49,12 +49,18 @@ class Scale(NamedTuple):
     note: str = ""
 
 
-def color_scale(values: np.ndarray, *, difference: bool = False, largest: float = 0.0) -> Scale:
+def color_scale(
+    values: np.ndarray, *, difference: bool = False, largest: float = 0.0, query: tuple[int, int] | None = None
+) -> Scale:
     """Return the color scale of a map: from its lowest to its highest value, or, of a difference, around 0.
+
+    The value of the patch `query` (row, column) itself, which is mostly the residual's, does not count.
 
     The scale spans at least `NEARLY_UNIFORM` of the largest absolute value, of the map or, for a difference, `largest`
     of the two maps.
     """
+    if query is not None and values.size > 1:
+        values = np.delete(values, np.ravel_multi_index(query, values.shape))
     low, high = float(values.min()), float(values.max())
     largest = max(largest, abs(low), abs(high))
     if largest == 0:
@@ -85,7 +91,7 @@ def overlay(
 
     `scale` is that of `color_scale` where it is None; the patch `query` (row, column) has a frame.
     """
-    scale = color_scale(values, difference=difference) if scale is None else scale
+    scale = color_scale(values, difference=difference, query=query) if scale is None else scale
     drawn = laid_over(picture, values, box, difference=difference, scale=scale, query=query)
     caption = f"{caption}; {scale.note}" if scale.note else caption
     return _captioned(np.concatenate([drawn, _color_bar(scale, drawn.shape[1], difference)]), caption)
@@ -102,7 +108,7 @@ def laid_over(
 ) -> np.ndarray:
     """A map [rows, columns] over its picture uint8 [H, W, 3]; where the model saw nothing, the picture is dark."""
     height, width = picture.shape[:2]
-    scale = color_scale(values, difference=difference) if scale is None else scale
+    scale = color_scale(values, difference=difference, query=query) if scale is None else scale
     large = _resized(_scaled(values, scale), box, height, width)
     seen = ~np.isnan(large)
     colours = coloured(np.nan_to_num(large), difference=difference)
@@ -130,7 +136,9 @@ def contact_sheet(maps: np.ndarray, *, scale: int = _THUMBNAIL, query: tuple[int
     for layer in range(layers):
         for head in range(heads):
             values = maps[layer, head]
-            tile = coloured(_scaled(values, color_scale(values))).repeat(times, axis=0).repeat(times, axis=1)
+            tile = (
+                coloured(_scaled(values, color_scale(values, query=query))).repeat(times, axis=0).repeat(times, axis=1)
+            )
             if query is not None:
                 tile = _framed(tile, Box(0, 0, tile_height, tile_width), (rows, columns), query)
             top, left = margin + layer * down, margin + head * across
@@ -147,7 +155,7 @@ def contact_sheet(maps: np.ndarray, *, scale: int = _THUMBNAIL, query: tuple[int
 
 def _scaled(values: np.ndarray, scale: Scale) -> np.ndarray:
     """To 0..1 from the lower to the upper end of a scale."""
-    return (values.astype(np.float64) - scale.low) / (scale.high - scale.low)
+    return ((values.astype(np.float64) - scale.low) / (scale.high - scale.low)).clip(0, 1)
 
 
 def _framed(picture: np.ndarray, box: Box, grid: tuple[int, ...], patch: tuple[int, int]) -> np.ndarray:
