@@ -161,7 +161,7 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelFileError(f"{display_path(path)}: {_reason(error)}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{display_path(path)}: not valid JSON: {display_path(error)}") from error
     if not isinstance(found, dict):
         raise ModelFileError(f"{display_path(path)}: not a JSON object")

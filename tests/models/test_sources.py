@@ -279,6 +279,86 @@ def test_files_that_do_not_hold_the_weights_are_named(weights: Path, tmp_path: P
     assert "the weights hold NaN" in complaint(f"timm:test_vit@{tmp_path / 'nan.safetensors'}")
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda w: w.update({"pos_embed": torch.zeros(1, 51, 64)}),
+            "pos_embed: expected 1 x 101 x 64, found 1 x 51 x 64",
+        ),
+        (
+            lambda w: w.update({"patch_embed.proj.weight": torch.zeros(64, 1, 16, 16)}),
+            "patch_embed.proj.weight: expected 64 x 3 x 16 x 16, found 64 x 1 x 16 x 16",
+        ),
+        (lambda w: w.update({"norm.bias": torch.zeros(64, dtype=torch.int8)}), "norm.bias: expected floating-point"),
+        (lambda w: w.update({"norm.bias": torch.zeros(64, dtype=torch.bool)}), "norm.bias: expected floating-point"),
+        (lambda w: w.update({"norm.bias": torch.zeros(64).to(torch.float8_e4m3fn)}), "found float8_e4m3fn"),
+        (lambda w: w.pop("norm.bias"), "norm.bias: expected 64 values, missing"),
+        (lambda w: w.update({"head.weight": torch.zeros(())}), "head.weight: expected"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_named_with_what_is_expected(change: Any, words: str, weights: Path) -> None:
+    state = load_file(weights)
+    change(state)
+    save_file(state, weights)
+    said = complaint(f"timm:test_vit@{weights}")
+    assert said.startswith(f"{weights}: no weights of test_vit: ")
+    assert words in said
+
+
+@pytest.mark.parametrize(
+    ("source", "suggestion"),
+    [
+        ("vit_tiny_patch16_224", "weights of timm are timm:vit_tiny_patch16_224"),
+        ("vit_tiny_patch16_224.augreg_in21k", "weights of timm are timm:vit_tiny_patch16_224.augreg_in21k"),
+        ("timm/vit_tiny_patch16_224.augreg_in21k", "weights of timm are timm:vit_tiny_patch16_224.augreg_in21k"),
+        ("hf_hub:timm/vit_tiny_patch16_224", "weights of timm are timm:vit_tiny_patch16_224"),
+        ("google/vit-base-patch16-224", "weights of the Hugging Face hub are hf:google/vit-base-patch16-224"),
+        ("hf-hub:google/vit-base-patch16-224", "weights of the Hugging Face hub are hf:google/vit-base-patch16-224"),
+        ("vit_tinny_patch16_224", "near it: timm:vit_tiny_patch16_224"),
+        ("S/16", "to train this size from scratch, it is --model.name S/16"),
+        ("runs/first", None),
+        ("model.safetensors", None),
+    ],
+)
+def test_a_name_that_is_no_path_is_answered_with_what_it_may_mean(
+    source: str, suggestion: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    said = complaint(source)
+    assert said.startswith(f"{source}: no such file or folder")
+    assert (suggestion in said) if suggestion else said.endswith("no such file or folder")
+
+
+@pytest.mark.parametrize("name", ["my model", "a/b/c", "", "a/", "/x", "../x", "a b/c", "-x", "caf\u00e9"])
+def test_what_cannot_be_a_name_on_the_hub_is_refused(name: str) -> None:
+    assert "not a folder, and not a name on the hub, which is OWNER/NAME" in complaint(f"hf:{name}", ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architecture": 3}, "architecture: not a str"),
+        ({"architecture": "hf-hub:somebody/model"}, "timm has no model hf-hub:somebody/model"),
+        ({"pretrained_cfg": []}, "pretrained_cfg: not a dict"),
+        ({"pretrained_cfg": {"mean": "grey"}}, "must be three numbers"),
+        ({"pretrained_cfg": {"input_size": 3}}, "how images are prepared"),
+        ({"model_args": {"depth": 10**9}}, "blocks: expected 1000000000, found 6"),
+        ({"model_args": {"img_size": "large"}}, "timm cannot make this model"),
+        ({"model_args": {"nobody": 1}}, "timm cannot make this model"),
+    ],
+)
+def test_a_folder_of_timm_with_values_of_wrong_types_is_refused(
+    changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    timm.models.save_for_hf(timm.create_model("test_vit", num_classes=3), tmp_path, safe_serialization=True)
+    change_json(tmp_path / "config.json", **changes)
+    assert words in complaint(tmp_path, VitError)
+    (tmp_path / "config.json").write_text('{"a":' * 100_000)
+    assert "not valid JSON" in complaint(tmp_path)
+
+
 def test_a_cnn_is_refused_by_what_it_is(tmp_path: Path) -> None:
     save_file(timm.create_model("resnet10t").state_dict(), tmp_path / "cnn.safetensors")
     words = complaint(f"timm:resnet10t@{tmp_path / 'cnn.safetensors'}", ConfigError)

@@ -21,7 +21,7 @@ TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt")
 def require(holds: bool, option: str) -> None:
     """Raise ConfigError naming the option of transformers that ours does not have."""
     if not holds:
-        raise ConfigError(f"not supported from transformers: {option}")
+        raise ConfigError(f"not supported from transformers: {display_path(option)}")
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def _foreign(source: str) -> ModelFile | None:
     if colon and kind == "hf":
         side: Side = "text" if name.endswith("@text") and not Path(name).is_dir() else "image"
         name = name.removesuffix("@text") if side == "text" else name
-        return _folder(Path(name) if Path(name).is_dir() else _fetched(name), source, side)
+        return _folder(Path(name) if name and Path(name).is_dir() else _fetched(name), source, side)
     if source.endswith(".npz"):
         return read_jax(Path(source))
     if (Path(source) / "config.json").is_file():

@@ -299,7 +299,7 @@ def _class_names(
     """
     from timm.data import ImageNetInfo
 
-    if origin.labels is not None and len(origin.labels) == count and count:
+    if isinstance(origin.labels, list | tuple) and len(origin.labels) == count and count:
         labels = numbered([str(label) for label in origin.labels])
         words = origin.descriptions if isinstance(origin.descriptions, Mapping) else None
         return labels, None if words is None else [str(words.get(label, label)) for label in labels]
