@@ -214,12 +214,34 @@ def test_a_chunk_that_is_missing_or_cut_is_an_error_in_words(copy: Path) -> None
     [
         ("", "not a manifest of shards"),
         ("[]", "not a manifest of shards"),
+        ("[" * 100_000, "not a manifest of shards"),
         ('{"format": "vit shards", "version": 1, "classes": ["a"]}', "not a manifest of shards"),
         ('{"format": "vit shards", "version": 7}', "shards of version 7, this is version 1"),
     ],
 )
 def test_a_damaged_or_foreign_manifest_is_refused(copy: Path, text: str, reason: str) -> None:
     (copy / "vit.json").write_text(text)
+    with pytest.raises(DataError, match=reason):
+        list_shards(copy)
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (
+            [[0, 10**12]],
+            "copy/train: the manifest names 1000000000000 images, the chunks hold 66; write the shards again",
+        ),
+        ([[0, 2], [1, 2]], "copy/train: the manifest names 4 images, the chunks hold 66"),
+        ([[0, 67], [1, -1]], "not a manifest of shards of pictures with classes"),
+        ([[0, 33], [3, 33]], "not a manifest of shards of pictures with classes"),
+    ],
+)
+def test_a_manifest_that_the_chunks_contradict_is_refused(copy: Path, labels: list[list[int]], reason: str) -> None:
+    told = json.loads((copy / "vit.json").read_text())
+    assert sum(count for _, count in told["splits"]["train"]["labels"]) == 66
+    told["splits"]["train"]["labels"] = labels
+    (copy / "vit.json").write_text(json.dumps(told))
     with pytest.raises(DataError, match=reason):
         list_shards(copy)
 

@@ -91,7 +91,11 @@ def test_a_list_that_would_be_misread_is_refused(tmp_path, text, words):
 def test_values_of_any_size_make_a_short_message(tmp_path):
     images(tmp_path)
     huge = "x" * 3_000_000
-    for row in ({"path": "0.jpg", "label": huge}, {"path": "0.jpg", "label": [huge]}, {"path": "0.jpg", huge: 1}):
+    good = {"path": "0.jpg", "label": "a"}
+    for row in (
+        *({**good, key: value} for key in [*good, "split"] for value in (huge, [huge])),
+        {"path": "0.jpg", huge: 1},
+    ):
         (tmp_path / "list.jsonl").write_text(json.dumps(row))
         message(train, tmp_path / "list.jsonl")
 

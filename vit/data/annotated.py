@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from vit.data.folders import hold_out
 from vit.data.layouts import SPLITS, UNSPLIT, split_in
-from vit.data.tables import Row, fault, foreign_reason, open_text, text_lines
+from vit.data.tables import Row, brief, fault, foreign_reason, open_text, text_lines
 from vit.data.walk import LeftOut, entries, is_picture, walk
 from vit.errors import DataError, display_path
 
@@ -172,7 +172,7 @@ def split_of(row: Row, path: str, place: int | str) -> str | None:
         return None
     split = SPLITS.get(str(row["split"]).strip().lower())
     if split is None:
-        raise fault(path, place, f"split must be train, val or test, got {row['split']!r}")
+        raise fault(path, place, f"split must be train, val or test, got {brief(row['split'])}")
     return split
 
 

@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any
 
 from vit.data.annotated import Tally, first_line, lines, split_of
-from vit.data.tables import PATH_COLUMNS, Row, columns_of, fault, open_text, read_rows, text_of
+from vit.data.tables import PATH_COLUMNS, Row, brief, columns_of, fault, open_text, read_rows, text_of
 from vit.data.walk import is_picture
 from vit.errors import DataError, display_path
 
@@ -104,7 +104,7 @@ def captions_of(row: Row, path: str, place: int | str, columns: Sequence[str] = 
     values = value if isinstance(value, list) else [""] if value is None else [value]
     for text in values:
         if not isinstance(text, str):
-            raise fault(path, place, f"{column} must be text or a list of texts, got {text!r}")
+            raise fault(path, place, f"{column} must be text or a list of texts, got {brief(text)}")
         strict_text(text, column, path, place)
     return tuple(values)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from vit.data.layouts import SPLIT_NAMES, UNSPLIT, Found, few, find_pictures, is_shards
-from vit.data.tables import fault, label_of, read_rows, text_of
+from vit.data.tables import brief, fault, label_of, read_rows, text_of
 from vit.data.walk import LeftOut, entries, is_picture, walk
 from vit.errors import DataError, UnreadableImage, display_path
 from vit.files import open_text
@@ -163,7 +163,7 @@ def read_split(path: str | os.PathLike[str], classes: Sequence[str]) -> Listing:
     for line, row in read_rows(name):
         label, split = label_of(row, ("class",), name, line), text_of(row, ("split",), name, line)
         if label not in labels or split not in ("train", "val", "test"):
-            raise fault(name, line, f"no class {label!r}, or no split {split!r}")
+            raise fault(name, line, f"no class {brief(label)}, or no split {brief(split)}")
         file = os.path.join(os.path.dirname(name), text_of(row, ("path",), name, line))
         splits.setdefault(split, []).append(Sample(file, labels[label]))
     if "train" not in splits:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit.data.tables import PATH_COLUMNS, fault, foreign_reason, label_fault, label_of, read_rows, text_of
+from vit.data.tables import PATH_COLUMNS, brief, fault, foreign_reason, label_fault, label_of, read_rows, text_of
 from vit.data.tars import members, tars_in
 from vit.data.walk import RUN_FOLDER, LeftOut, entries, examined, inode, is_picture, is_run, walk
 from vit.errors import DataError, display_path
@@ -329,7 +329,7 @@ def _find_in_list(path: str) -> Found:
         if "split" in row:
             split = SPLIT_NAMES.get(str(row["split"]).strip().lower(), "")
             if not split:
-                raise fault(path, line, f"split must be train, val or test, got {row['split']!r}")
+                raise fault(path, line, f"split must be train, val or test, got {brief(row['split'])}")
         file = os.path.join(root, name)
         pictures = found.splits.setdefault(split, {}).setdefault(label, [])
         reason, key = examined(file)

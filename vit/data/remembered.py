@@ -49,7 +49,8 @@ def recall(root: str) -> Found | None:
             found.splits.setdefault(split, {})[label] = paths[start : start + count]
             start += count
         return found if start == len(paths) else None
-    except (OSError, VitError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):  # not there, or damaged
+    except (OSError, VitError, EOFError, ValueError, KeyError, TypeError, MemoryError, zipfile.BadZipFile):
+        # not there, or damaged
         return None
 
 

@@ -148,6 +148,9 @@ def list_shards(data: str | os.PathLike[str], classes: Sequence[str] | None = No
     try:
         names, splits = tuple(map(class_name, told["classes"])), {}
         for split, facts in told["splits"].items():
+            if not all(0 <= label < len(names) and count > 0 for label, count in facts["labels"]):
+                raise ValueError(f"labels of {split}")
+            _check_count(root, split, sum(count for _, count in facts["labels"]))
             labels = [label for label, count in facts["labels"] for _ in range(count)]
             splits[split] = [Sample(_name(root, split, i), label) for i, label in enumerate(labels)]
         side = int(told["splits"]["train" if "train" in splits else next(iter(splits))]["side"])
@@ -171,7 +174,9 @@ def list_caption_shards(data: str | os.PathLike[str]) -> CaptionListing:
             )
         if not told["splits"].keys() == listing.splits.keys():
             raise ValueError(f"splits {[*listing.splits]}")
-    except (ValueError, KeyError, TypeError) as error:
+        for split, pictures in listing.splits.items():
+            _check_count(root, split, len(pictures))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _no_manifest(root, "of pictures with captions") from error
     return listing
 
@@ -190,9 +195,20 @@ def _manifest(data: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
         told: dict[str, Any] = json.loads(_got(root, MANIFEST))
         if told["format"] != "vit shards" or told["version"] != _VERSION:
             raise DataError(f"{display_path(root)}: shards of version {told['version']}, this is version {_VERSION}")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _no_manifest(root, "") from error
     return root, told
+
+
+def _check_count(root: str, split: str, count: int) -> None:
+    """Raise DataError where the chunks of a split hold another number of images than the manifest says."""
+    try:
+        held = sum(chunk["chunk_size"] for chunk in json.loads(_got(_joined(root, split), "index.json"))["chunks"])
+    except RecursionError as error:
+        raise ValueError("index") from error
+    if held != count:
+        files = display_path(_joined(root, split))
+        raise DataError(f"{files}: the manifest names {count} images, the chunks hold {held}; write the shards again")
 
 
 def _no_manifest(root: str, what: str) -> DataError:

@@ -19,6 +19,8 @@ PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "image_path
 
 Row = dict[str, object]
 
+_MAX_TEXT = 1 << 20
+"""characters of a path, question, id or split"""
 _MAX_LABEL = 1_000
 """characters of a label; a longer one is text in the wrong column"""
 
@@ -118,6 +120,8 @@ def text_of(row: Row, columns: tuple[str, ...], path: str, place: int | str) -> 
             if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
                 raise fault(path, place, f"{column} must be text, got {brief(value)}")
             text = str(value)
+            if len(text) > _MAX_TEXT:
+                raise fault(path, place, f"{column} has {len(text):,} characters, at most {_MAX_TEXT:,} are allowed")
             try:
                 text.encode("utf-8", "surrogateescape")
             except UnicodeEncodeError as error:

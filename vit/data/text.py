@@ -16,7 +16,7 @@ from vit.data.annotated import Tally, check_splits, complete_splits, first_line,
 from vit.data.caption_formats import strict_text
 from vit.data.folders import choose_split
 from vit.data.layouts import SPLITS, UNSPLIT
-from vit.data.tables import Row, columns_of, csv_reason, fault, not_text, open_text, read_rows
+from vit.data.tables import Row, brief, columns_of, csv_reason, fault, not_text, open_text, read_rows
 from vit.data.walk import LeftOut, walk
 from vit.errors import DataError, display_path
 
@@ -223,7 +223,7 @@ def _side(row: Row, columns: Sequence[str], path: str, line: int) -> str:
         raise fault(path, line, f"no {columns[0]}")
     value = row[column]
     if value is not None and not isinstance(value, str):
-        raise fault(path, line, f"{column} must be text, got {value!r}")
+        raise fault(path, line, f"{column} must be text, got {brief(value)}")
     return strict_text(value or "", column, path, line)
 
 
