@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from vit.data.tokenizer import Tokenizer
     from vit.models.file import ModelFile
 
-MODEL_HELP = "run folder, .safetensors or .ckpt of ours, timm:NAME[.TAG], hf:NAME, or a folder or .npz file of theirs"
+MODEL_HELP = (
+    "run folder, .safetensors or .ckpt of ours, timm:NAME[.TAG][@FILE], hf:NAME, or a folder or .npz file of theirs"
+)
 
 
 class Parser(argparse.ArgumentParser):

@@ -29,7 +29,7 @@ def fitting(folder: Path) -> Iterator[None]:
     """Turns what a misfit of config and tensors raises into a ModelFileError of one line."""
     try:
         yield
-    except ConfigError:
+    except (ConfigError, ModelFileError):
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = f"no tensor or entry {error}" if isinstance(error, KeyError) else str(error).strip().split("\n\t")[-1]

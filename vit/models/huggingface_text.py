@@ -126,6 +126,7 @@ def read_words(folder: Path, config: Mapping[str, Any]) -> ModelFile:
         preprocessing: dict[str, Any] = {}
         if isinstance(network, EncoderDecoder):
             network, preprocessing = _prepared(network, config, folder)
+        tokenizer = _tokenizer(folder, config, network)
     kinds = {LanguageModel: "language", TextEncoder: "text-encoder", EncoderDecoder: "captioner"}
     return ModelFile(
         kind=kinds[type(network)],
@@ -134,7 +135,7 @@ def read_words(folder: Path, config: Mapping[str, Any]) -> ModelFile:
         preprocessing=preprocessing,
         raw=network.state_dict(),
         origin=f"hf:{config.get('_name_or_path') or folder.name}",
-        tokenizer=_tokenizer(folder, config, network),
+        tokenizer=tokenizer,
     )
 
 
