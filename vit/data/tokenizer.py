@@ -16,7 +16,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from vit.errors import ConfigError, ModelFileError, display_path
-from vit.files import read_json
+from vit.files import dump_json, read_json
 from vit.names import SPECIAL_IDS
 
 # The library works in threads otherwise, and warns in every process that a loader forks.
@@ -138,14 +138,14 @@ class Tokenizer:
         def make() -> Tokenizer:
             values = json.loads(text)
             special = values.pop(SPECIAL_IDS, None)
-            return cls(tokenizers.Tokenizer.from_str(text if special is None else json.dumps(values)), special)
+            return cls(tokenizers.Tokenizer.from_str(text if special is None else dump_json(values)), special)
 
         return _named("tokenizer", make)
 
     def to_json(self) -> str:
         """The whole tokenizer as JSON, in the format of a tokenizer.json, with the special ids that it was given."""
         text: str = self._library.to_str()
-        return json.dumps(json.loads(text) | {SPECIAL_IDS: self._special}) if self._special else text
+        return dump_json(json.loads(text) | {SPECIAL_IDS: self._special}) if self._special else text
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return Tokenizer.from_json, (self.to_json(),)  # to worker processes

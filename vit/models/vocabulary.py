@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from vit.errors import ModelFileError, display_path
-from vit.files import read_json
+from vit.files import dump_json, read_json
 from vit.models.file import ModelFile, first_line
 from vit.models.huggingface_folder import GENERATION
 from vit.models.notes import note
@@ -43,7 +43,7 @@ def tokenizer_size(text: str, source: object) -> int:
     try:
         values = json.loads(text)
         values.pop(SPECIAL_IDS, None)
-        vocabulary = Tokenizer.from_str(json.dumps(values)).get_vocab(with_added_tokens=True)
+        vocabulary = Tokenizer.from_str(dump_json(values)).get_vocab(with_added_tokens=True)
     except Exception as error:  # tokenizers raises nothing more precise
         raise ModelFileError(f"{display_path(source)}: not a tokenizer ({first_line(error)})") from error
     return max(vocabulary.values(), default=-1) + 1
@@ -82,7 +82,7 @@ def with_special_ids(tokenizer: str, folder: Path, config: Mapping[str, Any], ro
     suppressed = _first(places, "suppress_tokens")
     suppressed = _ids(suppressed, "suppress_tokens", rows, folder) if suppressed else []
     special["never"] = [*suppressed, *range(tokenizer_size(tokenizer, folder), rows)]
-    return json.dumps(json.loads(tokenizer) | {SPECIAL_IDS: special})
+    return dump_json(json.loads(tokenizer) | {SPECIAL_IDS: special})
 
 
 def _first(places: list[Mapping[str, Any]], key: str) -> Any:
