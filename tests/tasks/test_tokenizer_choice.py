@@ -7,7 +7,8 @@ import pytest
 from vit.evaluate.captions import caption_scores
 from vit.scripts import MOSTLY, unspaced_fraction
 from vit.tasks.config import Config, TextConfig
-from vit.tasks.words import Words, _tokenizer
+from vit.tasks.text_tokenizer import choose_tokenizer
+from vit.tasks.words import Words
 
 CHINESE = ["一只狗在草地上跑", "两个孩子在海边玩球", "一个女人骑着自行车", "一只猫睡在沙发上", "一个男人在山上看风景"]
 JAPANESE = ["犬が草の上を走っている", "子供たちが海で遊んでいる", "ネコがソファで眠っている"]
@@ -23,7 +24,7 @@ def words(train: list[str], val: list[str]) -> Words:
 def kind_of(made: Words, tokenizer: str, caplog: pytest.LogCaptureFixture) -> tuple[str, str]:
     caplog.clear()
     with caplog.at_level(logging.WARNING, "vit"):
-        chosen = _tokenizer(made, Config(task="caption", text=TextConfig(tokenizer=tokenizer)), None)
+        chosen = choose_tokenizer(made, Config(task="caption", text=TextConfig(tokenizer=tokenizer)), None)
     text = made.texts["train"][0][0]
     return "characters" if len(chosen.encode(text)) == len(text) else "words", caplog.text
 

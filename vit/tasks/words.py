@@ -1,11 +1,9 @@
 """A training run of words: its data read, its tokenizer and network made, its task."""
 
 import hashlib
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -32,18 +30,13 @@ from vit.models.sources import load_model
 from vit.models.text import LanguageModel, TextTransformer
 from vit.models.text_architecture import EncoderDecoderArchitecture, FusionArchitecture, TextArchitecture
 from vit.models.vision import VisionTransformer
-from vit.scripts import MOSTLY, unspaced_fraction
 from vit.tasks.config import Config
 from vit.tasks.devices import settled_precision
 from vit.tasks.fuse import Fuse
 from vit.tasks.run import new_network, settle_cache, settle_encoder, typical_side
+from vit.tasks.text_tokenizer import choose_tokenizer
 from vit.tasks.write import Write
 
-log = logging.getLogger("vit")
-
-KINDS = {"characters", "words", "wordpiece", "bpe"}
-_AUTO = {"language": "bpe", "translate": "characters", "caption": "words", "fuse": "words"}
-_LOOKED_AT = 10_000  # texts for validation whose words are looked up
 _MOST = 256
 """tokens of a text that is written, where text.length is left open"""
 
@@ -162,7 +155,7 @@ def set_up_words(words: Words, config: Config, *, tokenizer: Tokenizer | None = 
         augment=config.augment.settled(words=True),
     )
     start = None if config.text.init is None else load_model(config.text.init)
-    tokenizer = tokenizer or _tokenizer(words, config, start)
+    tokenizer = tokenizer or choose_tokenizer(words, config, start)
     made = {"language": _language, "caption": _caption, "translate": _translate, "fuse": _fuse}[config.task]
     return made(words, config, tokenizer, start)
 
@@ -353,36 +346,6 @@ def _dataset(
         drawn=config.text.per_picture,
         seed=config.train.seed,
     )
-
-
-def _tokenizer(words: Words, config: Config, start: ModelFile | None) -> Tokenizer:
-    name = config.text.tokenizer
-    if name == "auto" and start is not None:
-        if start.tokenizer is None:
-            raise ConfigError(f"text.init: {config.text.init} brings no tokenizer; name one by text.tokenizer")
-        return Tokenizer.from_json(start.tokenizer)
-    kind = _AUTO[config.task] if name == "auto" else name
-    if kind not in KINDS:
-        return Tokenizer.load(Path(kind))
-    texts = [text for group in words.texts["train"] for text in group] + words.sources.get("train", [])
-    tokenizer = Tokenizer.train(texts, kind, config.text.vocabulary)
-    reason = _against_words(tokenizer, texts, chain.from_iterable(words.texts["val"])) if kind == "words" else None
-    if reason is None:
-        return tokenizer
-    if name != "auto":
-        log.warning("tokenizer  words: %s; characters or bpe suit the texts better", reason)
-        return tokenizer
-    log.warning("tokenizer  characters instead of words: %s", reason)
-    return Tokenizer.train(texts, "characters", config.text.vocabulary)
-
-
-def _against_words(tokenizer: Tokenizer, train: Sequence[str], val: Iterable[str]) -> str | None:
-    """Return why a tokenizer of words does not suit the texts, or None where it does."""
-    if (fraction := unspaced_fraction(train)) > MOSTLY:
-        return f"{fraction:.0%} of the letters belong to scripts without spaces between words"
-    ids = [number for text in islice(val, _LOOKED_AT) for number in tokenizer.encode(text)]
-    unknown = ids.count(tokenizer.unknown or 0) / max(1, len(ids))
-    return f"{unknown:.0%} of the words for validation are unknown in training" if unknown > 0.5 else None
 
 
 def _text_architecture(
