@@ -88,7 +88,7 @@ def train(listing, tmp_path, epochs=2, resume=None, save=None, callbacks=(), **s
 def test_lightning_gives_every_epoch_a_new_order_and_a_second_run_the_same(listing, tmp_path, workers):
     first, second = (train(listing, tmp_path, workers=workers).trained for _ in range(2))
     orders = [[index for e, indices, _ in first if e == epoch for index in indices] for epoch in (0, 1)]
-    assert [len(order) for order in orders] == [8, 8]
+    assert [sorted(order) for order in orders] == [[*range(10)]] * 2
     assert orders[0] != orders[1]
     assert [record[:2] for record in first] == [record[:2] for record in second]
     assert all(torch.equal(a[2], b[2]) for a, b in zip(first, second, strict=True))
@@ -97,7 +97,7 @@ def test_lightning_gives_every_epoch_a_new_order_and_a_second_run_the_same(listi
 SAVES = {
     "at an epoch's end": {"save_on_train_epoch_end": True},
     "after the validation": {"save_on_train_epoch_end": False},
-    "after the last batch": {"every_n_train_steps": 2},
+    "after the last batch": {"every_n_train_steps": 3},
 }
 
 
@@ -142,9 +142,9 @@ def test_a_picture_is_augmented_anew_in_every_epoch(listing, tmp_path):
     assert not any(torch.equal(views[0, index], views[1, index]) for index in both)
 
 
-def test_training_batches_are_equally_large_and_validation_keeps_its_last(listing, tmp_path):
+def test_training_and_validation_keep_their_last_batch(listing, tmp_path):
     recorder = train(listing, tmp_path, epochs=1)
-    assert [len(indices) for _, indices, _ in recorder.trained] == [4, 4]
+    assert [len(indices) for _, indices, _ in recorder.trained] == [4, 4, 2]
     assert [indices for _, indices in recorder.validated] == [[0, 1, 2, 3], [4]]
 
 
@@ -167,7 +167,7 @@ def test_ranks_share_training_and_validation(listing):
         )
     assert sorted(parts[0][1] + parts[1][1]) == [0, 1, 2, 3, 4]
     assert not set(parts[0][0]) & set(parts[1][0])
-    assert len(parts[0][0]) == len(parts[1][0]) == 4
+    assert len(parts[0][0]) == len(parts[1][0]) == 5
 
 
 def test_balance_and_repeats_reach_the_order(listing):
@@ -177,7 +177,7 @@ def test_balance_and_repeats_reach_the_order(listing):
     assert len(set(indices)) == 3
     lopsided = [Sample(s.path, 0 if i < 8 else 1) for i, s in enumerate(listing.splits["train"])]
     listing.splits["train"] = lopsided
-    (batch,) = data_module(listing, balanced=True, batch_size=8).train_dataloader()
+    (batch,) = data_module(listing, balanced=True, batch_size=9).train_dataloader()
     assert 3 <= (batch.labels == 1).sum() <= 5
 
 

@@ -37,11 +37,13 @@ def test_the_order_is_the_same_on_every_machine():
 
 
 @pytest.mark.parametrize("world", [2, 3, 8])
-def test_ranks_share_an_epoch_in_equal_parts_without_overlap(world):
+def test_ranks_share_an_epoch_in_equal_parts_and_use_every_picture(world):
     parts = [epoch(EpochSampler(LABELS, seed=0, rank=rank, world=world), 4) for rank in range(world)]
-    assert {len(part) for part in parts} == {85 // world}
-    indices = [draw.index for part in parts for draw in part]
-    assert len(set(indices)) == len(indices)
+    assert {len(part) for part in parts} == {-(-85 // world)}
+    draws = [draw for part in parts for draw in part]
+    assert {draw.index for draw in draws} == set(range(85))
+    assert len(draws) - 85 == -85 % world, "no more come again than the ranks need"
+    assert len(set(draws)) == len(draws), "what comes again is augmented differently"
 
 
 @pytest.mark.parametrize(("length", "world"), [(1, 2), (3, 8), (5, 6)])

@@ -114,7 +114,7 @@ def test_batches_hold_texts_of_like_length_and_every_sample_once() -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 60, 400)
     sampler = EpochSampler(range(400), seed=0)
-    batches = LengthBatches(sampler, lambda draw: int(lengths[draw.index]), 16, seed=0, drop_last=False)
+    batches = LengthBatches(sampler, lambda draw: int(lengths[draw.index]), 16, seed=0)
     seen = list(batches)
     assert len(seen) == len(batches) == 25
     assert sorted(draw.index for batch in seen for draw in batch) == list(range(400))
@@ -123,6 +123,18 @@ def test_batches_hold_texts_of_like_length_and_every_sample_once() -> None:
     assert seen == list(batches)
     sampler.set_epoch(1)
     assert seen != list(batches)
+
+
+def test_samples_that_fill_no_batch_are_a_smaller_one_and_a_resumed_epoch_has_the_same_rest() -> None:
+    sampler = EpochSampler(range(70), seed=0)
+    batches = LengthBatches(sampler, lambda draw: draw.index % 7, 8, seed=0)
+    whole = list(batches)
+    assert len(whole) == len(batches) == 9
+    assert sorted(len(batch) for batch in whole) == [6, *[8] * 8]
+    assert len({draw for batch in whole for draw in batch}) == 70
+    for done in range(1, 9):
+        sampler.start_at(0, done * 8)
+        assert list(batches) == whole[done:]
 
 
 def test_a_loader_gives_the_same_batches_with_workers() -> None:

@@ -344,7 +344,6 @@ def image_loader(
     batch_size: int,
     workers: int,
     pin_memory: bool = False,
-    drop_last: bool = False,
     timeout: int = 0,
 ) -> "DataLoader[Batch]":
     """A loader of `Batch` in the sampler's order; `workers` as in `worker_count`, never more than there are batches.
@@ -360,7 +359,6 @@ def image_loader(
         timeout=timeout if workers else 0,
         collate_fn=collate,
         pin_memory=pin_memory,
-        drop_last=drop_last,
         worker_init_fn=start_worker,
         persistent_workers=workers > 0,
     )

@@ -37,7 +37,6 @@ class DeviceLoader:
         *,
         device: torch.device,
         batch_size: int,
-        drop_last: bool = False,
     ) -> None:
         transform = dataset.transform
         self._policy = None
@@ -45,13 +44,12 @@ class DeviceLoader:
             self._policy = DevicePolicy(transform.augment, transform.fill)
         self.dataset, self.sampler = dataset, sampler  # Lightning sets the sampler's epoch
         self.batch_sampler = None  # and looks for one here
-        self.device, self.batch_size, self.drop_last = device, batch_size, drop_last
+        self.device, self.batch_size = device, batch_size
         self._images: Tensor | None = None
         self._failures: dict[int, str] = {}
 
     def __len__(self) -> int:
-        count = len(self.sampler)
-        return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
+        return -(-len(self.sampler) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         return patient(self._batches())

@@ -112,7 +112,7 @@ class ImageFolderData(EpochData):
             )
 
     def train_dataloader(self) -> "DataLoader[Batch] | DeviceLoader":
-        """Batches of equal size; a folder smaller than one batch gives one smaller batch."""
+        """Batches of equal size but for the last one of an epoch: every image is used."""
         from vit.data.augment import TrainingTransform  # takes a second, and evaluation does without
 
         samples = self._samples("train")
@@ -132,14 +132,13 @@ class ImageFolderData(EpochData):
         dataset = ImageDataset(samples, transform, seed=self._seed)
         self._keep(dataset, "train")
         if self._data.cache == "device":
-            return self._on_device(dataset, sampler, drop_last=len(sampler) >= self._data.batch_size)
+            return self._on_device(dataset, sampler)
         return image_loader(
             dataset,
             sampler,
             batch_size=self._data.batch_size,
             workers=self._workers(),
             pin_memory=self._on_cuda(),
-            drop_last=len(sampler) >= self._data.batch_size,
             timeout=self._data.timeout,
         )
 
@@ -181,13 +180,11 @@ class ImageFolderData(EpochData):
             timeout=self._data.timeout,
         )
 
-    def _on_device(
-        self, dataset: ImageDataset, sampler: EpochSampler | ExactSampler, *, drop_last: bool = False
-    ) -> "DeviceLoader":
+    def _on_device(self, dataset: ImageDataset, sampler: EpochSampler | ExactSampler) -> "DeviceLoader":
         from vit.data.device import DeviceLoader
 
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        return DeviceLoader(dataset, sampler, device=device, batch_size=self._data.batch_size, drop_last=drop_last)
+        return DeviceLoader(dataset, sampler, device=device, batch_size=self._data.batch_size)
 
     def _samples(self, split: str) -> list[Sample]:
         """The pictures of `split`; DataError where there are none."""

@@ -57,8 +57,7 @@ class EpochSampler(Sampler[Draw]):
         times in a row with copies 0, 1, ..., so an epoch holds about 1 / repeats of the pictures. Ranks take the draws
         in turn, hence the copies of a picture go to different ranks where there are as many.
 
-    The remainder that does not divide among the ranks is dropped; where a rank would be left with nothing, draws are
-    given out twice instead.
+    Where the draws do not divide among the ranks, the first ones are given out again, with copy numbers of their own.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class EpochSampler(Sampler[Draw]):
 
     def __len__(self) -> int:
         total = self._pictures() * self._repeats
-        return max(total // self._world, min(total, 1))
+        return -(-total // self._world)
 
     def __iter__(self) -> Iterator[Draw]:
         return self._draws(self.start)
@@ -113,8 +112,9 @@ class EpochSampler(Sampler[Draw]):
         count = self._pictures()
         order = _balanced(self._members, count, rng) if self._members else rng.permutation(self._length)[:count]
         first = _occurrences(order) * self._repeats
-        positions = (np.arange(len(self)) * self._world + self._rank) % max(1, count * self._repeats)
+        again, positions = np.divmod(np.arange(len(self)) * self._world + self._rank, max(1, count * self._repeats))
         drawn, copies = np.divmod(positions, self._repeats)
+        copies += again * (first.max(initial=0) + self._repeats)  # given out again, but augmented differently
         return order[drawn].astype(np.int64), first[drawn] + copies
 
     def _pictures(self) -> int:

@@ -18,7 +18,7 @@ class ShardStream(StreamingDataset):
     """Pictures of one split of shards, each varied by (seed, epoch, index) as everywhere."""
 
     def __init__(self, files: str, transform: TrainingTransform, *, seed: int) -> None:
-        super().__init__(files, shuffle=True, seed=seed, drop_last=True)
+        super().__init__(files, shuffle=True, seed=seed)  # of several processes the engine drops the rest
         self._files, self._vary = files, transform
 
     def __getitem__(self, index: Any) -> Loaded | Failed:
@@ -51,7 +51,7 @@ class ShardLoader(StreamingDataLoader):
             num_workers=workers,
             collate_fn=collate,
             pin_memory=pin_memory,
-            drop_last=len(stream) >= batch_size,
+            drop_last=stream.drop_last and len(stream) >= batch_size,
             worker_init_fn=start_worker,
             timeout=timeout if workers else 0,
         )

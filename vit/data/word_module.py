@@ -21,7 +21,7 @@ class WordsData(EpochData):
         self.train, self.val = train, val
 
     def train_dataloader(self) -> "DataLoader[WordBatch]":
-        """Batches of equal size; less data than one batch gives one smaller batch."""
+        """Batches of equal size but for one of an epoch, which holds the rest: every sample is used."""
         self._keep_pictures(self.train, "train")
         rank, world = self._place()
         sampler = EpochSampler(range(len(self.train)), seed=self._seed, rank=rank, world=world)
@@ -33,7 +33,6 @@ class WordsData(EpochData):
             workers=self._workers_for(self.train),
             pin_memory=self._on_cuda(),
             bucketed=isinstance(self.train, WordDataset),
-            drop_last=len(sampler) >= self._data.batch_size,
             seed=self._seed,
             timeout=self._data.timeout,
         )

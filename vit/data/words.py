@@ -212,21 +212,16 @@ class LengthBatches(Sampler[list[Draw]]):
 
     WINDOW = 32  # batches
 
-    def __init__(
-        self, sampler: EpochSampler, length: Callable[[Draw], int], batch_size: int, *, seed: int, drop_last: bool
-    ) -> None:
+    def __init__(self, sampler: EpochSampler, length: Callable[[Draw], int], batch_size: int, *, seed: int) -> None:
         self.sampler = sampler  # Lightning sets its epoch
-        self.batch_size, self.drop_last = batch_size, drop_last
+        self.batch_size = batch_size
         self._length, self._seed = length, seed
 
     def __len__(self) -> int:
-        count = len(self.sampler)
-        return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
+        return -(-len(self.sampler) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         draws = list(self.sampler.whole())  # which batch a draw is in goes by all of them
-        if self.drop_last:
-            draws = draws[: len(self) * self.batch_size]
         rng = np.random.default_rng((self._seed, draws[0].epoch if draws else 0))
         window = self.WINDOW * self.batch_size
         done = self.sampler.start // self.batch_size
@@ -250,7 +245,6 @@ def word_loader(
     workers: int,
     pin_memory: bool = False,
     bucketed: bool = False,
-    drop_last: bool = False,
     seed: int = 0,
     timeout: int = 0,
 ) -> "DataLoader[WordBatch]":
@@ -262,7 +256,7 @@ def word_loader(
     if bucketed:
         assert isinstance(dataset, WordDataset)
         assert isinstance(sampler, EpochSampler)
-        batches = LengthBatches(sampler, dataset.length, batch_size, seed=seed, drop_last=drop_last)
+        batches = LengthBatches(sampler, dataset.length, batch_size, seed=seed)
         return Loader(
             dataset,
             batch_sampler=batches,
@@ -274,7 +268,6 @@ def word_loader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
-        drop_last=drop_last,
         collate_fn=collate_words,
         worker_init_fn=start_worker,
         **shared,
