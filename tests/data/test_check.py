@@ -17,7 +17,7 @@ from PIL import Image
 from vit.cli.data import main
 from vit.data import check as check_module
 from vit.data.check import check, report_lines, write_good
-from vit.data.duplicates import fingerprint, near_pairs
+from vit.data.duplicates import fingerprint, fingerprints, near_pairs
 from vit.data.folders import list_training
 
 
@@ -173,7 +173,10 @@ def test_the_search_for_lookalikes_says_when_it_ends_early(tmp_path, monkeypatch
     monkeypatch.setattr(check_module, "_ALIKE", 5)
     report = check(tmp_path)
     assert report.more_alike is True
-    assert report.worth_a_look == ["more pictures look alike; the search ended after 5 pairs"]
+    assert report.worth_a_look == [
+        "near-duplicates within a class: 1",
+        "more pictures look alike; the search ended after 5 pairs",
+    ]
     monkeypatch.setattr(check_module, "_ALIKE", 6)
     assert check(tmp_path).more_alike is False
 
@@ -186,7 +189,7 @@ def test_pictures_wait_for_a_thread_in_small_numbers():
             asked.append(number)
             yield f"absent/{number}.png"
 
-    results = check_module._fingerprints(paths(), 100)
+    results = fingerprints(paths(), 100)
     assert next(results).path == "absent/0.png"
     assert len(asked) < 2000
     assert [next(results).path for _ in range(20)] == [f"absent/{number}.png" for number in range(1, 21)]

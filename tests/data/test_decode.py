@@ -394,10 +394,3 @@ def test_a_header_of_no_pixels_is_refused(tmp_path):
         path.write_bytes(data)
         assert reason(path)
         assert size_reason(path)
-
-
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "PPM"])
-def test_the_limit_that_pillow_keeps_in_a_global_variable_does_not_apply(format, monkeypatch):
-    data = encoded(Image.new("RGB", (30, 20)), format)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    assert decode(data).shape == (20, 30, 3)

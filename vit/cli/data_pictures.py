@@ -89,9 +89,9 @@ def shard(data: str, config: Config, out: str, engine: str, megabytes: int) -> i
     """Write the pictures of DATA, with their classes or captions, as a few large files. -> the exit code."""
     shares: dict[str, Any] = {"val_fraction": config.data.val_fraction, "test_fraction": config.data.test_fraction}
     if config.task == "classify":
-        from vit.data.folders import list_training
+        from vit.data.folders import list_for_training
 
-        listing = list_training(data, **shares, seed=config.train.seed)
+        listing = list_for_training(data, config.data, config.train.seed)
         if engine == "litdata":
             from vit.data.shards import write_shards
 
@@ -106,6 +106,7 @@ def shard(data: str, config: Config, out: str, engine: str, megabytes: int) -> i
     elif config.task == "caption":
         from vit.data.captions import list_captions
 
+        shares |= {"group_duplicates": config.data.group_duplicates, "max_pixels": config.data.max_pixels}
         captions = list_captions(data, **shares, seed=config.train.seed)
         if engine == "litdata":
             from vit.data.shards import write_caption_shards
@@ -193,12 +194,11 @@ def _fill(dataset: "ImageDataset", split: str) -> int:
 
 
 def _set_up(data: str, config: Config) -> "Setup":
-    from vit.data.folders import list_training
+    from vit.data.folders import list_for_training
 
     if config.task != "classify":
         raise ConfigError(f"task: is for classify, got {config.task}")
-    shares = {"val_fraction": config.data.val_fraction, "test_fraction": config.data.test_fraction}
-    listing = list_training(data, **shares, seed=config.train.seed)
+    listing = list_for_training(data, config.data, config.train.seed)
     from vit.cli.quiet import quiet_lightning
 
     quiet_lightning()

@@ -14,6 +14,8 @@ from vit.tasks.run import Setup, flops_per_image
 
 log = logging.getLogger("vit")
 
+_FEW_STEPS = 10
+
 
 def before_training(setup: Setup, network: VisionTransformer, run: Path, samples: int) -> None:
     """A table of data and model; a step learns from `samples` pictures."""
@@ -27,12 +29,14 @@ def before_training(setup: Setup, network: VisionTransformer, run: Path, samples
         ("data", display_path(listing.name)),
         ("pictures", splits),
         ("classes", f"{len(listing.classes)}, with {_range(few, many)} training pictures each"),
-        ("left out", _left_out(setup)),
+        ("skipped", _skipped(setup)),
+        *(("note", display_path(note)) for note in listing.notes),
         ("model", f"{name}{a.depth} blocks of width {a.dim}, {a.heads} heads"),
         *_start_rows(setup),
         ("input", f"{a.image_size[0]} x {a.image_size[1]} pixels, {a.grid[0]} x {a.grid[1]} patches"),
         ("size", f"{parameters / 1e6:.2f} M parameters, {flops_per_image(a) / 1e9:.3f} GFLOPs a picture"),
-        ("training", _training(config, samples)),
+        ("training", _training(config, samples, len(listing.splits["train"]))),
+        *few_steps(config, samples, len(listing.splits["train"])),
         ("cache", cache_told(config, setup.cache_reason)),
         ("run", display_path(run)),
     ]
@@ -112,12 +116,33 @@ def _start_rows(setup: Setup) -> list[tuple[str, str]]:
     return [("weights", display_path(f"{setup.config.model.init}{licence}")), ("head", head)]
 
 
-def _training(config: Config, samples: int) -> str:
+def epoch_steps(config: Config, samples: int, count: int) -> int:
+    """Return the optimizer steps of an epoch over `count` samples, of which a step takes `samples`."""
+    return -(-(count // config.data.repeats * config.data.repeats) // samples)
+
+
+def few_steps(config: Config, samples: int, count: int) -> list[tuple[str, str]]:
+    """Return a row of the table that warns of epochs with few steps, where there are few."""
+    steps = epoch_steps(config, samples, count)
+    if steps >= _FEW_STEPS or config.tune.method in ("probe", "knn"):
+        return []
+    per_epoch = f"only {steps} step{'' if steps == 1 else 's'} per epoch"
+    return [("warning", f"{per_epoch}; lower data.batch_size (now {config.data.batch_size}) for more weight updates")]
+
+
+def schedule_of(config: Config, samples: int, count: int) -> str:
+    """Return epochs, steps per epoch, batch size and precision in one line."""
+    steps = epoch_steps(config, samples, count)
+    length = f"{config.train.epochs} epochs x {steps:,} step{'' if steps == 1 else 's'}"
+    return f"{length}, batch size {config.data.batch_size}, {config.train.precision}"
+
+
+def _training(config: Config, samples: int, count: int) -> str:
     """How long and how fast."""
     tune = config.tune
     if tune.method in ("probe", "knn"):
         return "a linear head on the features" if tune.method == "probe" else "votes of the nearest features"
-    how = f"{config.train.epochs} epochs, batches of {config.data.batch_size}, {config.train.precision}"
+    how = schedule_of(config, samples, count)
     rate = rate_told(config, samples)
     if config.optim.layer_decay != 1:
         rate += f", from block to block x {config.optim.layer_decay:g}"
@@ -125,13 +150,13 @@ def _training(config: Config, samples: int) -> str:
     return f"{how}, {rate}{lora}"
 
 
-def _left_out(setup: Setup) -> str:
-    left_out = setup.listing.left_out
-    if not left_out:
-        return "nothing"
-    first = left_out[0]
-    more = f", and {len(left_out) - 1} more" if len(left_out) > 1 else ""
-    return f"{display_path(first.path)}: {first.reason}{more}"
+def _skipped(setup: Setup) -> str:
+    skipped = setup.listing.left_out
+    if not skipped:
+        return "none"
+    first = skipped[0]
+    more = f", and {len(skipped) - 1:,} more in unreadable.csv" if len(skipped) > 1 else ""
+    return f"{display_path(f'{first.path}: {first.reason}')}{more}"
 
 
 def _range(few: int, many: int) -> str:

@@ -139,18 +139,18 @@ def train(data: str | None, config: Config, run: Path, *, resume: bool = False, 
     With `resume`, the pictures are those of the run's split.csv, and `changes` are the settings that are others now.
     Raises Interrupted after a signal.
     """
-    from vit.data.folders import list_training, read_split
+    from vit.data.folders import list_for_training, read_split
 
-    shares = {"val_fraction": config.data.val_fraction, "test_fraction": config.data.test_fraction}
     source = _resumed_data(run) if resume else data or ""
     if resume and isinstance(source, Path):
         listing = read_split(source, json.loads((run / "classes.json").read_text(encoding="utf-8")))
         if data is not None:
             _check_same_data(Path(data), listing.splits["train"][0].path)
     else:
-        listing = list_training(source, **shares, seed=config.train.seed)
+        listing = list_for_training(source, config.data, config.train.seed)
     if not listing.splits.get("val"):
-        raise DataError(f"{display_path(source)}: too few pictures to hold any out; raise data.val_fraction")
+        reason = "; ".join(listing.notes) or "each class has one"
+        raise DataError(f"{display_path(source)}: too few images to hold any out: {display_path(reason)}")
     # Lightning takes eight seconds to import: only once the settings and the folder are known to be good.
     from vit.cli.quiet import quiet_lightning
 

@@ -93,7 +93,7 @@ def _tokenizer_of(run: Path) -> "Tokenizer":
 
 def _before(path: str, words: "Words", setup: "WordRun", run: Path, step: int) -> None:
     """A table of data and model; a step learns from `step` samples."""
-    from vit.cli.report import cache_told, rate_told
+    from vit.cli.report import cache_told, few_steps, rate_told, schedule_of
 
     config = setup.config
     network: Any = setup.task.network
@@ -119,10 +119,11 @@ def _before(path: str, words: "Words", setup: "WordRun", run: Path, step: int) -
     if config.task == "language":
         a = network.architecture
         rows.append(("model", f"{a.depth} blocks of width {a.dim}, {a.heads} heads"))
-    training = f"{config.train.epochs} epochs, batches of {config.data.batch_size}, {config.train.precision}"
+    count = len(setup.data.train)
     rows += [
         ("size", f"{parameters / 1e6:.2f} M parameters"),
-        ("training", f"{training}, {rate_told(config, step)}"),
+        ("training", f"{schedule_of(config, step, count)}, {rate_told(config, step)}"),
+        *few_steps(config, step, count),
         *([("cache", cache_told(config, setup.cache_reason))] if setup.words.images else []),
         ("run", display_path(run)),
     ]

@@ -4,6 +4,7 @@ A name may lead nowhere but into the folder of the pictures: what is absolute, c
 refused, counted and never opened. Web addresses are not followed.
 """
 
+import logging
 import os
 import re
 import stat
@@ -12,11 +13,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from vit.data.folders import hold_out
+from vit.data.config import MAX_PIXELS, GroupDuplicates
 from vit.data.layouts import SPLITS, UNSPLIT, split_in
+from vit.data.splitting import hold_out
 from vit.data.tables import Row, brief, fault, foreign_reason, open_text, text_lines
 from vit.data.walk import LeftOut, entries, is_picture, walk
 from vit.errors import DataError, display_path
+
+log = logging.getLogger("vit")
 
 Reader = TypeVar("Reader")
 Item = TypeVar("Item")
@@ -103,11 +107,15 @@ def complete_splits(
     seed: int,
     root: str,
     folder: str,
+    image: Callable[[Item], str | None] = lambda item: None,
+    group_duplicates: GroupDuplicates = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> dict[str, list[Item]]:
     """train, val and test from what the data has: shares of train are held out for those that are missing.
 
-    Items with the same `key` stay together; keys count without `folder` in front. `root` is what messages call the
-    data. Raises `DataError` where there is nothing to train on or to hold out.
+    Items with the same `key` stay together; keys count without `folder` in front. With `group_duplicates`, items whose
+    `image` is an exact or near-duplicate stay together, too; the path of an image is the key of its items. `root` is
+    what messages call the data. Raises `DataError` where there is nothing to train on or to hold out.
     """
     check_splits(splits, root)
     if not {UNSPLIT, "train"} & splits.keys():
@@ -119,7 +127,15 @@ def complete_splits(
     keys = list(dict.fromkeys(map(key, train)))
     if len(keys) <= len(shares):
         raise DataError(f"{display_path(root)}: {len(keys)} to train on, too few to hold out {' and '.join(shares)}")
-    place = {name: split for split, names in hold_out(keys, shares, folder, seed).items() for name in names}
+    groups = list[list[str]]()
+    if shares and (images := list(dict.fromkeys(path for path in map(image, train) if path is not None))):
+        from vit.data.grouping import group_images  # decodes images
+
+        groups, notes, _ = group_images(folder, images, [""] * len(images), group_duplicates, max_pixels)
+        for note in notes if group_duplicates else ():
+            log.info("note       %s", note)
+    held = hold_out({"": keys}, shares, folder, seed, groups)
+    place = {name: split for split, classes in held.items() for name in classes[""]}
     parts: dict[str, list[Item]] = {"train": [], **{split: [] for split in shares}}
     for item in train:
         parts[place[key(item)]].append(item)

@@ -25,6 +25,7 @@ from vit.data.annotated import (
     tally_unnamed,
 )
 from vit.data.caption_formats import EMPTY, Reader, Record, caption_reader, captions_of, read_json, strict_text
+from vit.data.config import MAX_PIXELS, GroupDuplicates
 from vit.data.folders import choose_split
 from vit.data.layouts import SPLITS, UNSPLIT, is_shards, split_in, split_of_tar
 from vit.data.tars import members, tars_in
@@ -69,7 +70,14 @@ class CaptionListing:
 
 
 def list_captions(
-    data: str | os.PathLike[str], *, val_fraction: float, test_fraction: float, seed: int, images: str | None = None
+    data: str | os.PathLike[str],
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    images: str | None = None,
+    group_duplicates: GroupDuplicates = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> CaptionListing:
     """List captioned pictures to train on, and hold out a share for the splits that the data does not have.
 
@@ -86,6 +94,9 @@ def list_captions(
         seed=seed,
         root=listing.root,
         folder=listing.images,
+        image=lambda picture: picture.path,
+        group_duplicates=group_duplicates,
+        max_pixels=max_pixels,
     )
     return listing
 

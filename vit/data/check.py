@@ -5,26 +5,25 @@ Nothing on disk is changed.
 
 import csv
 import os
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vit.data.config import MAX_PIXELS
-from vit.data.decode import decode
-from vit.data.duplicates import Fingerprint, fingerprint, near_pairs
-from vit.data.folders import training_problems
+from vit.data.config import MAX_PIXELS, DataConfig
+from vit.data.duplicates import MOST_PAIRS as _ALIKE
+from vit.data.duplicates import Fingerprint, components, duplicate_groups, fingerprints, near_pairs, same_pixels
+from vit.data.folders import training_problems, without_images
+from vit.data.grouping import AUTO_MOST
 from vit.data.layouts import UNSPLIT, Found, find_pictures, is_shards
+from vit.data.splitting import hold_out
 from vit.data.walk import LeftOut
-from vit.errors import DataError, UnreadableImage, display_path
+from vit.errors import DataError, display_path
 from vit.files import open_text
 
-_WAITING = 8  # pictures a thread
-_ALIKE = 1_000_000  # pairs gone through; a thousand copies of one picture make half as many
 _SHOWN = 10  # of each kind in the text; JSON has all
 _FEW_PICTURES = 10
 _IMBALANCE = 10.0
@@ -53,6 +52,12 @@ class Report:
     """pairs that look alike, in one split and different classes"""
     copies: list[list[str]] = field(default_factory=list)
     """the same pixels several times in one split and class"""
+    near_copies: list[list[str]] = field(default_factory=list)
+    """near-duplicates in one split and class"""
+    split: dict[str, dict[str, int]] = field(default_factory=dict)
+    """readable images by split and class as `vit train` would split data without splits by default, else empty"""
+    split_leaks: list[list[str]] = field(default_factory=list)
+    """pairs of near-duplicates that this split would put into different splits"""
     more_alike: bool = False
     """whether the search for what looks alike was ended early, because there is so much of it"""
     good: list[tuple[str, str, str]] = field(default_factory=list)
@@ -78,10 +83,12 @@ def check(
     *,
     max_pixels: int = MAX_PIXELS,
     progress: Callable[[int, int], None] | None = None,
+    seed: int = 0,
 ) -> Report:
     """Decode every picture of a data set in any layout of `find_pictures`, and report what is amiss.
 
-    Data that cannot be listed is a finding too. `progress` is called with the number of pictures done and of all.
+    Data that cannot be listed is a finding too. Data without splits is judged as `vit train` would split it by default
+    with `seed`. `progress` is called with the number of pictures done and of all.
     """
     if is_shards(data):
         shards = f"{data}: shards hold copies; check the folder that they were made of"
@@ -100,7 +107,7 @@ def check(
         for path in paths
     ]
     marks: dict[_Picture, Fingerprint] = {}
-    results = _fingerprints([picture.path for picture in pictures], max_pixels)
+    results = fingerprints([picture.path for picture in pictures], max_pixels)
     for done, (picture, result) in enumerate(zip(pictures, results, strict=True), 1):
         if isinstance(result, Fingerprint):
             marks[picture] = result
@@ -109,32 +116,26 @@ def check(
         if progress:
             progress(done, len(pictures))
     _count(report, found, marks)
-    _compare(report, marks)
+    split_of = _plan(report, marks, seed) if UNSPLIT in found.splits else {}
+    _compare(report, marks, split_of)
     _judge(report, found)
     return report
 
 
-def _fingerprints(paths: Iterable[str], max_pixels: int) -> Iterator[Fingerprint | LeftOut]:
-    """Decode in threads (the decoders let go of the interpreter), results in the order of the paths."""
-
-    def one(path: str) -> Fingerprint | LeftOut:
-        try:
-            return fingerprint(decode(path, max_pixels))
-        except UnreadableImage as error:
-            return LeftOut(path, error.reason)
-
-    threads = os.cpu_count() or 1
-    pool = ThreadPoolExecutor(threads)
-    waiting: deque[Future[Fingerprint | LeftOut]] = deque()
-    try:
-        for path in paths:
-            waiting.append(pool.submit(one, path))
-            if len(waiting) > _WAITING * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)  # an interrupt must not wait for all the rest
+def _plan(report: Report, marks: dict[_Picture, Fingerprint], seed: int) -> dict[str, str]:
+    """Split the images as `vit train` would by default, and return the split of each path."""
+    pictures, config = list(marks), DataConfig()
+    classes: dict[str, list[str]] = {}
+    for picture in pictures:
+        classes.setdefault(picture.label, []).append(picture.path)
+    groups, labels = list[list[int]](), [picture.label for picture in pictures]
+    if len(pictures) <= AUTO_MOST:
+        groups, _ = duplicate_groups(list(marks.values()), labels)
+    paths = [[pictures[position].path for position in group] for group in groups]
+    held = hold_out(classes, {"val": config.val_fraction}, report.root, seed, paths)
+    report.split = {split: {label: len(held[split][label]) for label in sorted(classes)} for split in held}
+    report.worth_a_look += without_images(held)
+    return {path: split for split, by_class in held.items() for paths in by_class.values() for path in paths}
 
 
 def _count(report: Report, found: Found, marks: dict[_Picture, Fingerprint]) -> None:
@@ -148,12 +149,14 @@ def _count(report: Report, found: Found, marks: dict[_Picture, Fingerprint]) -> 
             report.sizes[side] = (int(values.min()), int(np.median(values)), int(values.max()))
 
 
-def _compare(report: Report, marks: dict[_Picture, Fingerprint]) -> None:
-    """Sort exact copies and pairs that look alike by what they do to training."""
-    groups: defaultdict[bytes, list[_Picture]] = defaultdict(list)
-    for picture, mark in marks.items():
-        groups[mark.digest].append(picture)
-    for group in groups.values():
+def _compare(report: Report, marks: dict[_Picture, Fingerprint], split_of: dict[str, str]) -> None:
+    """Sort exact copies and pairs that look alike by what they do to training.
+
+    `split_of` has the split that each path would get where the data has no splits.
+    """
+    pictures = list(marks)
+    groups = [[pictures[position] for position in group] for group in same_pixels(list(marks.values()))]
+    for group in groups:
         paths = [picture.path for picture in group]
         splits, labels = {picture.split for picture in group}, {picture.label for picture in group}
         if len(splits) > 1:
@@ -165,9 +168,12 @@ def _compare(report: Report, marks: dict[_Picture, Fingerprint]) -> None:
         if len(labels) == 1:
             best = min(group, key=lambda picture: _MEASURED.get(picture.split, len(_MEASURED)))
             report.good.append((best.split, best.label, best.path))
-    firsts = [group[0] for group in groups.values()]
+        if len({split_of.get(path) for path in paths}) > 1:
+            report.split_leaks.append(paths)
+    firsts = [group[0] for group in groups]
     if len(firsts) < 2:
         return
+    alike: defaultdict[int, set[int]] = defaultdict(set)
     for number, (i, j, _) in enumerate(near_pairs(np.stack([marks[picture].grey for picture in firsts]))):
         if number == _ALIKE:
             report.more_alike = True
@@ -177,8 +183,14 @@ def _compare(report: Report, marks: dict[_Picture, Fingerprint]) -> None:
             report.near_leaks.append([first.path, second.path])
         elif first.label != second.label:
             report.near_conflicts.append([first.path, second.path])
-    report.near_leaks.sort()
-    report.near_conflicts.sort()
+        else:
+            alike[i].add(j)
+            alike[j].add(i)
+        if split_of.get(first.path) != split_of.get(second.path):
+            report.split_leaks.append([first.path, second.path])
+    report.near_copies = [sorted(firsts[i].path for i in group) for group in components(alike)]
+    for pairs in (report.near_leaks, report.near_conflicts, report.near_copies, report.split_leaks):
+        pairs.sort()
 
 
 def _judge(report: Report, found: Found) -> None:
@@ -189,7 +201,7 @@ def _judge(report: Report, found: Found) -> None:
     gone = [label for label, count in train.items() if not count and found.training[label]]
     if gone:
         report.must_mend.append(f"no readable picture of {_listed(gone)}")
-    report.worth_a_look = [*_class_remarks(report, train)]
+    report.worth_a_look += _class_remarks(report, train)
     report.worth_a_look += [f"{title}: {len(lines)}" for title, lines in _oddities(report).items() if lines]
     if report.more_alike:
         report.worth_a_look.append(f"more pictures look alike; the search ended after {_ALIKE} pairs")
@@ -243,6 +255,9 @@ def _lines(report: Report) -> Iterator[str]:
         yield from (f"    {count:>8}  {label}" for label, count in largest_first[: 2 * _SHOWN])
         if len(classes) > 2 * _SHOWN:
             yield f"    and {len(classes) - 2 * _SHOWN} classes more, the least with {largest_first[-1][1]}"
+    if report.split:
+        train, val = (sum(report.split[split].values()) for split in ("train", "val"))
+        yield f"  vit train would use {train:,} images for training and {val:,} for validation"
     for side, (least, median, largest) in report.sizes.items():
         yield f"  {side}: {least} to {largest} pixels, median {median}"
     for title, lines in (_faults(report) | _oddities(report)).items():
@@ -268,6 +283,8 @@ def _oddities(report: Report) -> dict[str, list[str]]:
         "pictures that look alike in different splits": _groups(report, report.near_leaks),
         "pictures that look alike in different classes": _groups(report, report.near_conflicts),
         "the same picture several times in a class": _groups(report, report.copies),
+        "near-duplicates within a class": _groups(report, report.near_copies),
+        "near-duplicates that vit train would put into different splits": _groups(report, report.split_leaks),
     }
 
 

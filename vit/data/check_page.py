@@ -57,6 +57,8 @@ def _page(report: Report, max_pixels: int) -> Iterator[str]:
         ("Pictures that look alike in different splits", report.near_leaks),
         ("Pictures that look alike in different classes", report.near_conflicts),
         ("The same picture several times in a class", report.copies),
+        ("Near-duplicates within a class", report.near_copies),
+        ("Near-duplicates that vit train would put into different splits", report.split_leaks),
     ):
         if groups:
             yield f"<h2>{heading}: {len(groups)}</h2>"

@@ -9,6 +9,7 @@ from vit.errors import ConfigError
 Interpolation = Literal["bicubic", "bilinear"]
 Resize = Literal["crop", "letterbox", "squash"]
 Crop = Literal["random-resized", "pad", "none"]
+GroupDuplicates = Literal["auto"] | bool
 Cache = Literal["auto", "none", "ram", "disk", "device"]
 
 
@@ -99,6 +100,9 @@ class DataConfig:
     """share of each class held out for validation when DATA has no val folder"""
     test_fraction: float = 0.0
     """share of each class held out for a final test when DATA has no test folder"""
+    group_duplicates: GroupDuplicates = "auto"
+    """keep exact and near-duplicates of an image within one split where a split is held out; this decodes every image
+    once before training. auto: up to 50,000 images"""
     resize: Resize = "crop"
     """how pictures of another shape are fitted when not training"""
     crop_fraction: float = 1.0

@@ -1,13 +1,26 @@
-"""Copies of pictures: exact ones by a checksum of the pixels, near ones by a difference hash."""
+"""Duplicates of images: exact ones by a checksum of the pixels, near ones by a difference hash."""
 
 import hashlib
-from collections.abc import Iterator
+import os
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 from PIL import Image
 
+from vit.data.decode import decode
+from vit.data.walk import LeftOut
+from vit.errors import UnreadableImage
+
+MOST_PAIRS = 1_000_000
+"""near-duplicate pairs gone through; a thousand variants of one image make half as many"""
+
+_WAITING = 8  # images per thread
+_STRICTER = ((4, 8.0), (2, 4.0), (1, 2.0))  # bits and levels of `near_pairs`; the next where there are too many pairs
+_WHOLE_CHAIN = 0.05  # fraction of a class up to which a chain of near-duplicates stays one group
 _TILE = 512  # rows and columns of the table of all pairs, at a time
 
 
@@ -30,6 +43,95 @@ def fingerprint(pixels: np.ndarray) -> Fingerprint:
     digest.update(np.ascontiguousarray(pixels).data)
     small = Image.fromarray(pixels).convert("L").resize((9, 8), Image.Resampling.BOX)
     return Fingerprint((height, width), digest.digest(), np.array(small))
+
+
+def fingerprints(paths: Iterable[str], max_pixels: int) -> Iterator[Fingerprint | LeftOut]:
+    """Decode images in threads and yield their fingerprints, or why one cannot be read, in the order of the paths."""
+
+    def one(path: str) -> Fingerprint | LeftOut:
+        try:
+            return fingerprint(decode(path, max_pixels))
+        except UnreadableImage as error:
+            return LeftOut(path, error.reason)
+
+    threads = os.cpu_count() or 1
+    pool = ThreadPoolExecutor(threads)  # the decoders release the interpreter lock
+    waiting: deque[Future[Fingerprint | LeftOut]] = deque()
+    try:
+        for path in paths:
+            waiting.append(pool.submit(one, path))
+            if len(waiting) > _WAITING * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interrupt must not wait for all the rest
+
+
+def same_pixels(marks: Sequence[Fingerprint]) -> list[list[int]]:
+    """Return the positions of images with equal pixels as groups; an image unlike all others is a group of one."""
+    groups: defaultdict[bytes, list[int]] = defaultdict(list)
+    for position, mark in enumerate(marks):
+        groups[mark.digest].append(position)
+    return list(groups.values())
+
+
+def duplicate_groups(marks: Sequence[Fingerprint], labels: Sequence[str]) -> tuple[list[list[int]], int]:
+    """Return groups of positions of exact and near-duplicates, and how many images are in chains that were cut.
+
+    An image and those alike to it are one group. Near-duplicates can form chains (a is alike to b, b to c, but a not to
+    c), such as the frames of a video. A chain of at most 5 % of each of its classes is one group, too; a longer one
+    would swallow the class, and is cut into its most connected images, each with those alike to it.
+    """
+    equal = same_pixels(marks)
+    pairs: list[tuple[int, int, int]] = []
+    if len(equal) > 1:
+        greys = np.stack([marks[group[0]].grey for group in equal])
+        for bits, levels in _STRICTER:
+            pairs = list(islice(near_pairs(greys, bits, levels), MOST_PAIRS + 1))
+            if len(pairs) <= MOST_PAIRS:
+                break
+            pairs = []
+    alike: defaultdict[int, set[int]] = defaultdict(set)
+    for first, second, _ in pairs:
+        alike[first].add(second)
+        alike[second].add(first)
+    totals, cut = Counter(labels), 0
+    groups = [group for number, group in enumerate(equal) if number not in alike and len(group) > 1]
+    for chain in components(alike):
+        stars = list(_stars(chain, alike))
+        members = [position for number in chain for position in equal[number]]
+        counts = Counter(labels[position] for position in members)
+        if len(stars) > 1 and any(count > _WHOLE_CHAIN * totals[label] for label, count in counts.items()):
+            cut += len(members)
+            groups += [[position for number in star for position in equal[number]] for star in stars]
+        else:
+            groups.append(members)
+    return [sorted(group) for group in groups if len(group) > 1], cut
+
+
+def components(alike: dict[int, set[int]]) -> Iterator[list[int]]:
+    """Yield the connected components of a graph, given by the neighbors of each node."""
+    seen: set[int] = set()
+    for start in alike:
+        if start not in seen:
+            seen.add(start)
+            component = [start]
+            for node in component:
+                new = alike[node] - seen
+                seen |= new
+                component += sorted(new)
+            yield component
+
+
+def _stars(component: Sequence[int], alike: dict[int, set[int]]) -> Iterator[list[int]]:
+    """Cut a component into nodes with their neighbors, the nodes with most neighbors first."""
+    left = set(component)
+    for node in sorted(component, key=lambda node: (-len(alike[node]), node)):
+        if node in left:
+            star = [node, *sorted(alike[node] & left)]
+            left.difference_update(star)
+            yield star
 
 
 def near_pairs(greys: np.ndarray, bits: int = 4, levels: float = 8.0) -> Iterator[tuple[int, int, int]]:

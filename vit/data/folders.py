@@ -8,14 +8,17 @@ import contextlib
 import csv
 import gc
 import glob
-import hashlib
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from vit.data.config import MAX_PIXELS, DataConfig, GroupDuplicates
+from vit.data.decode import decode
 from vit.data.layouts import SPLIT_NAMES, UNSPLIT, Found, few, find_pictures, is_shards
+from vit.data.splitting import hold_out
 from vit.data.tables import brief, fault, label_of, read_rows, text_of
 from vit.data.walk import LeftOut, entries, is_picture, walk
 from vit.errors import DataError, UnreadableImage, display_path
@@ -28,6 +31,7 @@ __all__ = [
     "Sample",
     "find_images",
     "list_evaluation",
+    "list_for_training",
     "list_training",
     "path_of",
     "read_image",
@@ -60,6 +64,8 @@ class Listing:
     """pictures of each class in the data that `classes` lacks; they are in no split"""
     table: str | None = None
     """the list that names the pictures, where they do not come by folders"""
+    notes: list[str] = field(default_factory=list)
+    """what to know about the split that was made, one sentence each"""
 
     @property
     def name(self) -> str:
@@ -79,14 +85,42 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
+def list_for_training(data: str | os.PathLike[str], config: DataConfig, seed: int) -> Listing:
+    """List images as `list_training` does, with the settings of a run, and make sure that each class can be read.
+
+    Raises DataError also for a class without a readable training image, and where no validation image is readable.
+    """
+    listing = list_training(
+        data,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        seed=seed,
+        group_duplicates=config.group_duplicates,
+        max_pixels=config.max_pixels,
+    )
+    if not is_shards(data):
+        _require_readable(listing, config.max_pixels)
+    return listing
+
+
 @_uncollected()
-def list_training(data: str | os.PathLike[str], *, val_fraction: float, test_fraction: float, seed: int) -> Listing:
-    """List pictures to train on, and hold out a share of each class for the splits that the data does not have.
+def list_training(
+    data: str | os.PathLike[str],
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    group_duplicates: GroupDuplicates = False,
+    max_pixels: int = MAX_PIXELS,
+) -> Listing:
+    """List images to train on, and hold out a fraction of each class for the splits that the data does not have.
 
     `data` is a folder DATA/CLASS/..., a folder DATA/train/CLASS/... with val and test beside train if there are any,
     or a .csv or .jsonl list of path, label and perhaps split. What is held out depends on the seed and the paths
-    within `data` alone; a picture added later moves few of the others. Raises `DataError` when there are not two
-    classes with pictures, or a split has a class that the training pictures lack.
+    within `data` alone; an image added later moves few of the others. With `group_duplicates` the images are also
+    decoded where something is held out: exact and near-duplicates are kept within one split, and unreadable files are
+    skipped. Raises `DataError` when there are not two classes with images, or a split has a class that the training
+    images lack.
     """
     if is_shards(data):
         from vit.data.shards import list_shards  # builds on this module
@@ -100,17 +134,60 @@ def list_training(data: str | os.PathLike[str], *, val_fraction: float, test_fra
     classes = tuple(sorted(train))
     tables = {"train": train} | {split: found.splits[split] for split in ("val", "test") if split in found.splits}
     wanted = {"val": val_fraction, "test": test_fraction}
-    shares = {split: share for split, share in wanted.items() if share > 0 and split not in tables}
-    for split in shares:
-        tables[split] = {}
-    for name in classes:
-        for split, held in hold_out(train[name], shares, found.root, seed).items():
-            tables[split][name] = held
+    fractions = {split: fraction for split, fraction in wanted.items() if fraction > 0 and split not in tables}
+    groups, notes = list[list[str]](), list[str]()
+    if fractions:
+        from vit.data.grouping import group_training  # builds on what this module imports
+
+        groups, notes = group_training(found, group_duplicates, max_pixels)
+    held = hold_out({name: train[name] for name in classes}, fractions, found.root, seed, groups)
+    notes += without_images(held)
+    tables |= held
     splits: dict[str, list[Sample]] = {
         split: [Sample(path, label) for label, name in enumerate(classes) for path in tables[split].get(name, [])]
         for split in sorted(tables, key=("train", "val", "test").index)
     }
-    return Listing(found.root, classes, splits, found.left_out, table=found.table)
+    return Listing(found.root, classes, splits, found.left_out, table=found.table, notes=notes)
+
+
+def without_images(held: dict[str, dict[str, list[str]]]) -> Iterator[str]:
+    """Name the classes of which a split got no image because all of them are duplicates of one another."""
+    for split, classes in held.items():
+        none = [label for label, paths in classes.items() if not paths and len(held["train"][label]) > 1]
+        if none:
+            yield f"{split} has no image of {few(none)}: the images of such a class are all duplicates of one another"
+
+
+def _require_readable(listing: Listing, max_pixels: int) -> None:
+    """Raise DataError for a class whose training images are all unreadable, and for validation images that all are.
+
+    As a rule one image per class is decoded.
+    """
+    paths: dict[str, list[str]] = {name: [] for name in listing.classes}
+    for sample in listing.splits["train"]:
+        paths[listing.classes[sample.label]].append(sample.path)
+    with ThreadPoolExecutor() as pool:
+        reasons = pool.map(lambda name: _unreadable(paths[name], max_pixels), paths)
+        gone = {name: reason for name, reason in zip(paths, reasons, strict=True) if reason}
+    if gone:
+        from vit.data.grouping import unreadable_classes  # builds on what this module imports
+
+        raise unreadable_classes(listing.name, [*gone], next(iter(gone.values())))
+    val = [sample.path for sample in listing.splits.get("val", [])]
+    if val and (reason := _unreadable(val, max_pixels)):
+        raise DataError(f"{display_path(listing.name)}: no readable image in val, for example {display_path(reason)}")
+
+
+def _unreadable(paths: Sequence[str], max_pixels: int) -> str:
+    """Return the first file and the reason where none of the images can be decoded, else an empty string."""
+    first = ""
+    for path in paths:
+        try:
+            decode(path, max_pixels)
+            return ""
+        except UnreadableImage as error:
+            first = first or f"{path}: {error.reason}"
+    return first
 
 
 @_uncollected()
@@ -242,30 +319,6 @@ def _images_at(path: str) -> list[str] | list[UnreadableImage]:
     return [
         UnreadableImage(path, "no image matches this pattern" if glob.has_magic(path) else "no such file or folder")
     ]
-
-
-def hold_out(paths: Sequence[str], shares: Mapping[str, float], root: str, seed: int) -> dict[str, list[str]]:
-    """Split paths, such as those of one class, into train and the given shares of it; at least one stays in train.
-
-    Every share gets at least one picture, as far as they go round. The order is by a hash of seed and path, which
-    is the same on every machine.
-    """
-
-    if not shares:
-        return {"train": sorted(paths)}
-
-    def key(path: str) -> bytes:
-        relative = path.removeprefix(root)
-        if os.sep != "/":
-            relative = relative.replace(os.sep, "/")
-        return hashlib.sha256(f"{seed}:{relative}".encode("utf-8", "surrogateescape")).digest()
-
-    order = sorted(paths, key=key)
-    parts: dict[str, list[str]] = {}
-    for split, share in shares.items():
-        count = min(max(1, round(share * len(paths))), len(order) - 1)
-        parts[split], order = sorted(order[:count]), order[count:]
-    return {"train": sorted(order)} | parts
 
 
 def _found(data: str | os.PathLike[str]) -> Found:

@@ -35,22 +35,23 @@ _MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
 
 def jpeg_orientation(data: bytes) -> object:
     """Return the orientation by EXIF, or else by XMP, from the segments before the first scan."""
-    if b"Exif\0\0" not in data and b"tiff:Orientation" not in data:  # faster than to go through the segments
-        return 1
-    exif, turned = b"", None
+    exif, xmp = b"", b""
+    for segment in _jpeg_metadata(data):
+        if segment.startswith(b"Exif\0\0"):
+            exif += segment[6:] if exif else segment  # a long one goes on in the next segment
+        elif segment.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
+            xmp = segment
     try:
-        for segment in _jpeg_metadata(data):
-            if segment.startswith(b"Exif\0\0"):
-                exif += segment[6:] if exif else segment  # a long one goes on in the next segment
-                metadata = Image.Exif()
-                metadata.load(exif)
-                if (orientation := metadata.get(ExifTags.Base.Orientation)) is not None:
-                    return orientation
-            elif segment.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
-                turned = XMP_ORIENTATION.search(segment)
+        orientation = None
+        if exif:
+            metadata = Image.Exif()
+            metadata.load(exif)
+            orientation = metadata.get(ExifTags.Base.Orientation)
+        if orientation is None and (found := XMP_ORIENTATION.search(xmp)):
+            orientation = int(found[1])
+        return orientation or 1
     except Exception:
         return 1
-    return int(turned[1]) if turned else 1
 
 
 def _jpeg_metadata(data: bytes) -> Iterator[bytes]:

@@ -21,6 +21,7 @@ from vit.data.annotated import (
     tally_unnamed,
 )
 from vit.data.caption_formats import strict_text
+from vit.data.config import MAX_PIXELS, GroupDuplicates
 from vit.data.folders import choose_split
 from vit.data.layouts import UNSPLIT
 from vit.data.tables import PATH_COLUMNS, columns_of, label_of, read_rows, text_of
@@ -64,7 +65,14 @@ class QuestionListing:
 
 
 def list_questions(
-    data: str | os.PathLike[str], *, val_fraction: float, test_fraction: float, seed: int, images: str | None = None
+    data: str | os.PathLike[str],
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    images: str | None = None,
+    group_duplicates: GroupDuplicates = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> QuestionListing:
     """List texts with answers to train on, and hold out a share for the splits that the data does not have.
 
@@ -81,6 +89,9 @@ def list_questions(
         seed=seed,
         root=listing.root,
         folder=listing.images,
+        image=lambda asked: asked.path,
+        group_duplicates=group_duplicates,
+        max_pixels=max_pixels,
     )
     listing.classes = tuple(sorted({asked.label for asked in listing.splits["train"]}))
     if len(listing.classes) < 2:

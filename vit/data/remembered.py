@@ -3,19 +3,26 @@
 A file that is added, removed or renamed changes the time of its folder. One that is only written anew does not, and
 need not: what is remembered are names, and which files were empty, and those are looked at again. What lies in tars
 is not remembered. Nothing is unpickled: names and numbers lie in plain arrays.
+
+The fingerprints of images are remembered, too, each as long as its file keeps its size and time.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import sys
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from vit.data.cache import cache_folder
+from vit.data.decode import file_of
+from vit.data.duplicates import Fingerprint, fingerprints
 from vit.data.layouts import Found
 from vit.data.tars import tars_in
 from vit.data.walk import LeftOut, inode, unfit
@@ -24,6 +31,9 @@ from vit.files import dump_json, whole_file
 
 LARGE = 20_000
 """pictures from which on listing takes long enough to remember"""
+
+MANY = 1_000
+"""images from which on fingerprints are remembered"""
 
 _VERSION = 3
 _OF_CONTENT = ("empty file",)  # reasons to leave a file out that its folder's time does not vouch for
@@ -79,6 +89,86 @@ def remember(found: Found, started: int) -> None:
             )
 
 
+def remembered_fingerprints(root: str, paths: Sequence[str], max_pixels: int) -> list[Fingerprint | LeftOut]:
+    """Return the fingerprint of each image, or why it cannot be read; only new and changed files are decoded.
+
+    Shows a progress bar on a terminal when it takes longer than two seconds.
+    """
+    started, stats = now(), [_stat(path) for path in paths]
+    found: list[Fingerprint | LeftOut | None] = [None] * len(paths)
+    known = _recall_fingerprints(root) if len(paths) >= MANY else {}
+    for position, path in enumerate(paths):
+        then, mark = known.get(path, (None, None))
+        if mark is not None and then == stats[position] and mark.size[0] * mark.size[1] <= max_pixels:
+            found[position] = mark
+    missing = [position for position, mark in enumerate(found) if mark is None]
+    new = fingerprints([paths[position] for position in missing], max_pixels)
+    bar = tqdm(
+        zip(missing, new, strict=True),
+        "searching duplicates",
+        len(missing),
+        unit=" images",
+        delay=2,
+        leave=False,
+        disable=not sys.stderr.isatty(),
+    )
+    for position, mark in bar:
+        found[position] = mark
+    if missing and len(paths) >= MANY:
+        settled = [
+            (path, stat, mark)
+            for path, stat, mark in zip(paths, stats, found, strict=True)
+            if isinstance(mark, Fingerprint) and stat[1] < started - _SETTLED
+        ]
+        _remember_fingerprints(root, settled)
+    return [mark for mark in found if mark is not None]
+
+
+def _recall_fingerprints(root: str) -> dict[str, tuple[tuple[int, int], Fingerprint]]:
+    """Return what is remembered: by path, the file's size and time, and the fingerprint."""
+    try:
+        with _place(root, "fingerprints").open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            if stored["version"] != _VERSION:
+                return {}
+            columns = (stored["stats"].tolist(), stored["sizes"].tolist(), stored["digests"], stored["greys"])
+            return {
+                path: ((size, moment), Fingerprint((height, width), digest.tobytes(), grey))
+                for path, (size, moment), (height, width), digest, grey in zip(
+                    _names(stored["paths"]), *columns, strict=True
+                )
+            }
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):  # not there, or damaged
+        return {}
+
+
+def _remember_fingerprints(root: str, known: Sequence[tuple[str, tuple[int, int], Fingerprint]]) -> None:
+    if not known:
+        return
+    paths, stats, marks = zip(*known, strict=True)
+    place = _place(root, "fingerprints")
+    with contextlib.suppress(OSError, VitError):  # a full or read-only disk: they are computed again next time
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(place) as temporary, temporary.open("wb") as file:
+            np.savez(
+                file,
+                version=np.array(_VERSION),
+                paths=_joined(paths),
+                stats=np.array(stats, np.int64),
+                sizes=np.array([mark.size for mark in marks], np.int32),
+                digests=np.stack([np.frombuffer(mark.digest, np.uint8) for mark in marks]),
+                greys=np.stack([mark.grey for mark in marks]),
+            )
+
+
+def _stat(path: str) -> tuple[int, int]:
+    """Return size and time of the file of an image; -1 where it is gone, which its decoding reports."""
+    try:
+        status = os.stat(file_of(path))
+    except (OSError, ValueError):
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
 def _folders(root: str) -> list[str]:
     """`root` and all folders below it, each once, however many links lead there."""
     folders, entered = list[str](), set[tuple[int, int]]()
@@ -97,11 +187,11 @@ def now() -> int:
     return time.time_ns()
 
 
-def _place(root: str) -> Path:
-    return cache_folder() / "listings" / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:32]}.npz"
+def _place(root: str, kind: str = "listings") -> Path:
+    return cache_folder() / kind / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:32]}.npz"
 
 
-def _joined(names: list[str]) -> np.ndarray:
+def _joined(names: Sequence[str]) -> np.ndarray:
     """Names as bytes with zeros between them, which no name can hold: uint8 [bytes]."""
     return np.frombuffer(b"\0".join(map(os.fsencode, names)), np.uint8)
 

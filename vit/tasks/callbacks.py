@@ -17,7 +17,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from vit.data.dataset import Batch
+from vit.data.layouts import few
 from vit.data.module import place_of
+from vit.data.sampling import EpochSampler
 from vit.errors import DataError, display_path
 from vit.evaluate.classification import confusion_matrix
 from vit.evaluate.plots import confusion_plot, gallery
@@ -28,6 +30,7 @@ from vit.models.vision import VisionTransformer
 from vit.tasks.base import Task, diverged
 from vit.tasks.classify import Classify
 from vit.tasks.finite import Step
+from vit.tasks.rows import from_all_processes
 from vit.tasks.write import Write
 
 log = logging.getLogger("vit")
@@ -49,7 +52,7 @@ class Progress(L.Callback):
     def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         if not (trainer.is_global_zero and sys.stderr.isatty()):
             return
-        images = trainer.num_training_batches * _global_batch(trainer)
+        images = _epoch_samples(trainer)
         self.bar = tqdm(
             total=images * (trainer.max_epochs or 1),
             initial=images * trainer.current_epoch + place_of(trainer)[1] * _global_batch(trainer),
@@ -61,7 +64,7 @@ class Progress(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, task: Task, outputs: Any, batch: Any, index: int) -> None:
         if self.bar is not None:
-            self.bar.update(_global_batch(trainer))
+            self.bar.update(_seen(trainer, batch))
             loss = trainer.callback_metrics.get("train/loss_step")
             if trainer.global_step % 10 == 0 and loss is not None:
                 self.bar.set_postfix_str(f"epoch {trainer.current_epoch + 1}, loss {float(loss):.3f}")
@@ -90,27 +93,28 @@ class Speed(L.Callback):
     """Logs images a second of training alone, waiting for data included, and the most memory taken."""
 
     def __init__(self) -> None:
-        self.seconds, self.batches = 0.0, 0
+        self.seconds, self.samples = 0.0, 0
         """of this epoch so far"""
 
     def state_dict(self) -> dict[str, float]:
-        return {"seconds": self.seconds, "batches": self.batches}
+        return {"seconds": self.seconds, "samples": self.samples}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seconds, self.batches = state_dict["seconds"], state_dict["batches"]
+        self.seconds, self.samples = state_dict["seconds"], state_dict["samples"]
 
     def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         self.since = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        self.since, self.seconds, self.batches = time.perf_counter(), 0.0, 0
+        self.since, self.seconds, self.samples = time.perf_counter(), 0.0, 0
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, task: Task, outputs: Any, batch: Any, index: int) -> None:
         now = time.perf_counter()
-        self.since, self.seconds, self.batches = now, self.seconds + now - self.since, self.batches + 1
+        self.since, self.seconds = now, self.seconds + now - self.since
+        self.samples += _seen(trainer, batch)
 
     def on_train_epoch_end(self, trainer: L.Trainer, task: Task) -> None:
-        numbers = {"images_per_second": self.batches * _global_batch(trainer) / max(self.seconds, 1e-9)}
+        numbers = {"images_per_second": self.samples / max(self.seconds, 1e-9)}
         numbers["memory_gb"] = _memory_gb(task.device)
         for name, value in numbers.items():
             task.log(f"train/{name}", value, sync_dist=True, batch_size=1)
@@ -272,6 +276,23 @@ class Pictures(L.Callback):
         return trainer.current_epoch % every == 0 or trainer.current_epoch == epochs - 1
 
 
+class ReadableClasses(L.Callback):
+    """End a run at the end of an epoch in which every training image of a class turned out to be unreadable."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, task: Classify) -> None:
+        parts = from_all_processes([index for split, index in task.unreadable if split == "train"])
+        failed = {index for part in parts for index in part}
+        if not failed:
+            return
+        samples = trainer.datamodule.listing.splits["train"]
+        read = {sample.label for index, sample in enumerate(samples) if index not in failed}
+        gone = {sample.label: sample.path for sample in reversed(samples) if sample.label not in read}
+        if gone and read:  # where nothing was read at all, the epoch has no loss, which is reported as such
+            first = min(gone)
+            names = few([task.classes[label] for label in sorted(gone)])
+            raise DataError(f"no readable image of {display_path(names)}, for example {display_path(gone[first])}")
+
+
 class Samples(L.Callback):
     """What the model writes about some validation samples, each time: in the log, and in TensorBoard as text."""
 
@@ -298,6 +319,18 @@ def _epoch_metrics(trainer: L.Trainer, task: Task) -> dict[str, float]:
     now = {name.removesuffix("_epoch"): float(value) for name, value in trainer.callback_metrics.items()}
     validated = task.validated == trainer.current_epoch
     return {name: value for name, value in now.items() if validated or not name.startswith("val/")}
+
+
+def _epoch_samples(trainer: L.Trainer) -> int:
+    """Return how many samples all devices together draw in an epoch."""
+    loader = trainer.train_dataloader
+    sampler = getattr(loader.batch_sampler or loader, "sampler", None)  # shards have none of their own
+    return len(sampler if isinstance(sampler, EpochSampler) else loader.dataset) * trainer.world_size
+
+
+def _seen(trainer: L.Trainer, batch: Any) -> int:
+    """Return how many samples all devices together took for a batch, unreadable ones included."""
+    return (len(batch) + len(batch.failures)) * trainer.world_size
 
 
 def _global_batch(trainer: L.Trainer) -> int:

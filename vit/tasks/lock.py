@@ -21,6 +21,7 @@ except ImportError:  # Windows
 LOCK = ".lock"
 
 _BEGUN = {"config.yaml", "classes.json", "split.csv", "data.json", "tokenizer.json", "environment.json"}
+_BEGUN |= {"unreadable.csv"}
 _BEGUN |= {"checkpoints", "tensorboard", "metrics.csv", "log.txt", LOCK}
 
 

@@ -49,7 +49,7 @@ from vit.models.sources import load_model
 from vit.models.vision import VisionTransformer
 from vit.signals import Stop, signals
 from vit.tasks.base import Task
-from vit.tasks.callbacks import Finite, MetricsFile, Pictures, Progress, Samples, Speed
+from vit.tasks.callbacks import Finite, MetricsFile, Pictures, Progress, ReadableClasses, Samples, Speed
 from vit.tasks.checkpoints import WholeCheckpoints, newest_whole
 from vit.tasks.classify import Classify
 from vit.tasks.config import Config
@@ -370,13 +370,16 @@ def export(run: Path) -> ModelFile:
 
 
 def describe_folder(setup: Setup, run: Path, config_yaml: str) -> None:
-    """Write what is known before training: config.yaml, classes.json, split.csv or data.json, environment.json."""
+    """Write what is known before training: config.yaml, classes.json, split.csv or data.json, environment.json, and
+    unreadable.csv where files were skipped.
+    """
     write_text(run / "config.yaml", config_yaml)
     write_text(run / "classes.json", dump_json(list(setup.listing.classes), indent=1) + "\n")
     if isinstance(setup.listing, ShardListing):
         write_text(run / "data.json", dump_json({"shards": setup.listing.root}, indent=1) + "\n")
     else:
         write_split(setup.listing, run / "split.csv")
+        add_skipped(run, [("", item.path, item.reason) for item in setup.listing.left_out])
     write_text(run / "environment.json", dump_json(environment(), indent=1) + "\n")
 
 
@@ -417,6 +420,8 @@ def _callbacks(config: Config, run: Path) -> list[L.Callback]:
     mode = "min" if config.train.monitor == "loss" else "max"
     writes = config.task in ("caption", "language", "translate")
     callbacks: list[L.Callback] = [
+        # first: all processes take part, before the main one alone waits for the others' metrics
+        *([ReadableClasses()] if config.task == "classify" else []),
         Finite(),
         Keeper(run, config),
         Speed(),

@@ -90,9 +90,13 @@ class WordRun:
 def read_words(data: str, config: Config) -> Words:
     """Read DATA as the task wants it. Raises DataError where there is nothing to train or to validate on."""
     shares: dict[str, Any] = {"val_fraction": config.data.val_fraction, "test_fraction": config.data.test_fraction}
+    grouping: dict[str, Any] = {
+        "group_duplicates": config.data.group_duplicates,
+        "max_pixels": config.data.max_pixels,
+    }
     seed = config.train.seed
     if config.task == "caption":
-        captions = list_captions(data, **shares, seed=seed)
+        captions = list_captions(data, **shares, **grouping, seed=seed)
         found = Words(
             {split: [entry.captions for entry in entries] for split, entries in captions.splits.items()},
             images={split: [entry.path for entry in entries] for split, entries in captions.splits.items()},
@@ -100,7 +104,7 @@ def read_words(data: str, config: Config) -> Words:
             skipped=captions.left_out,
         )
     elif config.task == "fuse":
-        questions = list_questions(data, **shares, seed=seed)
+        questions = list_questions(data, **shares, **grouping, seed=seed)
         asked = {split: _by_picture(entries) for split, entries in questions.splits.items()}
         alone = sum(entry.path is None for entries in questions.splits.values() for entry in entries)
         unknown = sum(questions.unknown.values())
