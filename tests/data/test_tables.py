@@ -154,6 +154,7 @@ def test_what_is_no_utf8_text_is_named_with_what_to_do(tmp_path, words):
             assert f"{name}: {words}" in message(train, tmp_path / name)
     if "without" not in words:
         assert f"list.csv: {words}" in message(captions, tmp_path / "list.csv")
+        assert words in message(captions, tmp_path)
 
 
 @pytest.mark.parametrize("space", ODD_SPACES)

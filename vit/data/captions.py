@@ -28,6 +28,7 @@ from vit.data.caption_formats import EMPTY, Reader, Record, caption_reader, capt
 from vit.data.config import MAX_PIXELS, GroupDuplicates
 from vit.data.folders import choose_split
 from vit.data.layouts import SPLITS, UNSPLIT, is_shards, split_in, split_of_tar
+from vit.data.tables import foreign_reason
 from vit.data.tars import members, tars_in
 from vit.data.walk import LeftOut, entries, is_picture, unfit, walk
 from vit.errors import DataError, display_path
@@ -299,7 +300,12 @@ def _read_sidecars(listing: CaptionListing, tally: Tally) -> None:
     captioned = [p for p in pictures if {stems[p] + ".txt", stems[p] + ".json"} & texts]
     if not captioned:
         shards = [entry.path for entry in files if is_container(entry.path)]
-        raise container_error(shards[0]) if shards else DataError(f"{display_path(root)}: no captions; {FORMATS}")
+        if shards:
+            raise container_error(shards[0])
+        for file in files:
+            if not is_picture(file.name) and file.is_file() and (foreign := foreign_reason(file.path)) is not None:
+                raise DataError(f"{display_path(file.path)}: {foreign}")
+        raise DataError(f"{display_path(root)}: no captions; {FORMATS}")
     splits = {path: SPLITS.get(os.path.relpath(path, root).split(os.sep)[0].lower(), UNSPLIT) for path in pictures}
     named = set(splits.values()) - {UNSPLIT}
     for path in pictures:
