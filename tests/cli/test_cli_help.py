@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 KEYS = """
 task
-data.batch_size data.workers data.timeout data.val_fraction data.test_fraction data.resize data.crop_fraction
+data.batch_size data.workers data.timeout data.val_fraction data.test_fraction data.group_duplicates data.resize
+data.crop_fraction
 data.interpolation
 data.mean data.std data.balanced data.repeats data.max_pixels data.cache data.cache_side
 augment.crop augment.crop_scale augment.crop_ratio augment.flip augment.vertical_flip augment.color_jitter
