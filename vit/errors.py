@@ -1,7 +1,7 @@
-"""The failures a user can mend. Their message is all that the command line shows.
+"""User-facing errors, whose message is all that the command line shows, and what makes any message safe to print.
 
-Every message is one to three lines, names the path or key, and says the reason in words. Anything else that is
-raised is a fault of ours and is reported as such.
+Every message is one to three lines and names the path or key with the reason. Anything else that is raised is reported
+as an internal error.
 """
 
 import shlex

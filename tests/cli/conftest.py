@@ -48,7 +48,7 @@ def refused(vit: Callable[..., Outcome]) -> Callable[..., str]:
         assert outcome.code == code, outcome
         assert outcome.err.startswith("vit: "), outcome.err
         assert "Traceback" not in outcome.err
-        assert "a fault of ours" not in outcome.err
+        assert "internal error" not in outcome.err
         assert 1 <= len(outcome.err.splitlines()) <= 3
         return outcome.err
 

@@ -459,7 +459,7 @@ def _fault(code: int, out: str, err: str, grown: int, seconds: float) -> str:
         return f"exit code {code}"
     if grown > MEMORY:
         return f"took {grown >> 20} MiB"
-    for mark in ("Traceback", "fault of ours", "internal error", "Error:", "Warning:", "out of memory"):
+    for mark in ("Traceback", "internal error", "Error:", "Warning:", "out of memory"):
         if mark in err + out:
             return mark
     raw = {c for c in err + out if not (c.isprintable() or c in "\n\t\r")}

@@ -175,7 +175,7 @@ def test_debug_raises_wherever_it_stands(words: list[str], kind: type[Exception]
         (RuntimeError("CUDA out of memory. Tried to allocate"), 1, "vit: out of memory; lower data.batch_size"),
         (OSError(28, "No space left on device"), 1, "vit: no space left on the disk\n"),
         (PermissionError(13, "Permission denied", "/a\nb"), 1, "vit: /a\\nb: permission denied\n"),
-        (ZeroDivisionError("division\nby zero"), 1, "vit: a fault of ours: ZeroDivisionError: division (--debug shows"),
+        (ZeroDivisionError("division\nby zero"), 1, "vit: internal error: ZeroDivisionError: division (--debug shows"),
         (
             RuntimeError("DataLoader worker (pid 71) is killed by signal: Killed. "),
             1,

@@ -149,7 +149,7 @@ def _in_words(error: Exception) -> str:
         if error.errno == errno.EBADF and not error.filename:
             reason = "standard output is closed"
         return f"{display_path(error.filename)}: {reason}" if error.filename else reason
-    return f"a fault of ours: {type(error).__name__}: {text} (--debug shows where)"
+    return f"internal error: {type(error).__name__}: {text} (--debug shows the traceback)"
 
 
 def _log_to_stdout() -> None:
