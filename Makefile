@@ -1,5 +1,5 @@
-# The two commands: `make demo` trains, evaluates and uses a classifier of real handwritten digits and a captioner of
-# generated scenes; `make test` runs the tests.
+# The two commands: `make demo` trains and evaluates a classifier of handwritten digits and a captioner of generated
+# scenes, predicts, captions and draws attention maps with them; `make test` runs the tests.
 # Both set everything up themselves: they need Python 3.11 or newer and make.
 
 PYTHON ?= python3
@@ -29,22 +29,23 @@ demo: install
 	$(BIN)/vit evaluate demo/run demo/digits
 	$(BIN)/vit predict demo/run demo/digits/val/0 demo/digits/val/7 --top 2 --out demo/predictions.jsonl
 	head -n 3 demo/predictions.jsonl
-	$(BIN)/vit data make scenes demo/scenes
+	rm -rf demo/attention
+	$(BIN)/vit attention demo/run demo/digits/val/3 demo/digits/val/8 --limit 8 --out demo/attention
+	$(BIN)/vit data make scenes demo/scenes --simple
 	rm -rf demo/captioner demo/words
-	@# two minutes: without what the recipe takes to put together words it never saw together, and learns slowly by
-	$(BIN)/vit train demo/scenes --config configs/caption/scenes.yaml --out demo/captioner --train.epochs 6 \
-	    --train.validate_every 6 --text.word_dropout 0 --augment.color_jitter 0 --optim.weight_decay 0.1
-	$(BIN)/vit evaluate demo/captioner demo/scenes --split val --no-repeat-ngram 4
-	$(BIN)/vit caption demo/captioner demo/scenes/images/val-00000[0-2].png --no-repeat-ngram 4 \
+	$(BIN)/vit train demo/scenes --config configs/caption/scenes_simple.yaml --out demo/captioner
+	$(BIN)/vit evaluate demo/captioner demo/scenes --split val
+	$(BIN)/vit caption demo/captioner demo/scenes/images/val-00000[0-2].png \
 	    --attention demo/words --method generic --out demo/captions.jsonl
 	@echo
-	@echo "pictures      demo/digits"
+	@echo "images        demo/digits"
 	@echo "run           demo/run          (tensorboard --logdir demo/run)"
 	@echo "report        demo/run/evaluation/digits/val"
 	@echo "predictions   demo/predictions.jsonl"
+	@echo "attention     demo/attention    (what the classifier looks at)"
 	@echo "scenes        demo/scenes"
 	@echo "captioner     demo/captioner    (its captions of unseen scenes: demo/captioner/evaluation/scenes/val)"
-	@echo "word maps     demo/words        (after two minutes of training: some words still look elsewhere)"
+	@echo "word maps     demo/words        (where the captioner looks for each word)"
 
 test: install
 	$(BIN)/python -m pytest

@@ -172,8 +172,8 @@ def make_scenes(
 ) -> bool:
     """Write `count` training scenes to OUT, and a tenth as many each for val and test.
 
-    `simple` scenes hold one or two objects and have a single caption in canonical form: "A", "A left of B" or
-    "A above B".
+    `simple` scenes hold one or two objects, in one row or one column, and have a single caption in canonical form: "A",
+    "A left of B" or "A above B".
 
     OUT/images/SPLIT-NNNNNN.png, metadata.jsonl (captions), questions.csv, scenes.jsonl (the truth) and README.txt.
     Returns False, and touches nothing, where the set is already there. The files appear all at once or not at all.
@@ -190,7 +190,7 @@ def make_example(seed: int, split: str, index: int, side: int = 64, *, simple: b
     """The scene with that number. Its objects and questions are the same at any `side`."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     names = _names(rng, split, most=2 if simple else len(_COUNTS))
-    outlines = _outlines(rng, names)
+    outlines = _outlines(rng, names, aligned=simple)
     # A dark ground: on a grey one a shape is brighter in some channels and darker in others, by its colour, and is
     # learnt colour by colour.
     shade, noise = rng.integers(5, 31), rng.choice([0, rng.uniform(2, 5)])
@@ -324,8 +324,11 @@ def _names(rng: np.random.Generator, split: str, most: int) -> list[Name]:
     return names
 
 
-def _outlines(rng: np.random.Generator, names: list[Name]) -> list[np.ndarray]:
-    """The outline of each object where it lies, [P, 2] as x and y: apart, inside, and with clear relations."""
+def _outlines(rng: np.random.Generator, names: list[Name], *, aligned: bool) -> list[np.ndarray]:
+    """The outline of each object where it lies, [P, 2] as x and y: apart, inside, and with clear relations.
+
+    `aligned` puts objects in one row or one column.
+    """
     outlines = []
     for size, _, shape in names:
         turn = rng.uniform(-0.15, 0.15)
@@ -336,6 +339,8 @@ def _outlines(rng: np.random.Generator, names: list[Name]) -> list[np.ndarray]:
     while True:
         centres = rng.integers(1, _STEPS, size=(_TRIES, len(names), 2)) / _STEPS
         clear = _clear(centres, half)
+        if aligned:
+            clear &= (centres == centres[:, :1]).all(1).any(1)
         if clear.any():
             return [outline + centre for outline, centre in zip(outlines, centres[clear.argmax()], strict=True)]
 
