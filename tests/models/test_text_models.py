@@ -180,7 +180,10 @@ CASES: list[tuple[str, Any, Any]] = [
 @pytest.mark.parametrize(("kind", "architecture", "network"), CASES, ids=[kind for kind, *_ in CASES])
 def test_a_model_comes_back_from_its_file(kind: str, architecture: Any, network: Any, tmp_path: Path) -> None:
     model = network(architecture).eval()
-    file = ModelFile(kind, asdict(architecture), [], {}, model.state_dict(), tokenizer='{"version": "1.0"}')
+    classes = ["yes", "no"] if kind == "fused" else []
+    preprocessing = {"size": list(IMAGE.image_size)} if kind in ("captioner", "fused") else {}
+    tokenizer = '{"version": "1.0"}'
+    file = ModelFile(kind, asdict(architecture), classes, preprocessing, model.state_dict(), tokenizer=tokenizer)
     save_model(file, tmp_path / "model.safetensors")
     read = read_model(tmp_path / "model.safetensors")
     assert read.tokenizer == '{"version": "1.0"}'

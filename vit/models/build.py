@@ -12,7 +12,7 @@ from vit.models.encoder_decoder import EncoderDecoder
 from vit.models.file import ModelFile, State, Weights, first_line
 from vit.models.fusion import FusedClassifier
 from vit.models.header import architecture_of, read_fields
-from vit.models.tensors import load_exactly
+from vit.models.tensors import load_exactly, misfit
 from vit.models.text import LanguageModel, TextEncoder
 from vit.models.text_architecture import EncoderDecoderArchitecture, TextArchitecture
 from vit.models.vision import VisionTransformer, resampled
@@ -114,16 +114,6 @@ def text_architecture_from(fields: Mapping[str, Any]) -> TextArchitecture:
     return read_fields(TextArchitecture, fields, "architecture")
 
 
-def require_same_weights(there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Raise ConfigError naming the first weight that the file `there` and the model `here` do not have in one shape."""
-    for name in sorted(here.keys() | there.keys()):
-        found, wanted = (
-            tuple(getattr(state[name], "shape", ())) if name in state else "absent" for state in (there, here)
-        )
-        if found != wanted:
-            raise ConfigError(f"{display_path(name)}: {found} in the file and {wanted} in the model")
-
-
 def start_from(model: ModelFile, network: VisionTransformer, classes: Sequence[str]) -> None:
     """Put a file's weights into a network of the same shape but for picture size and `classes`.
 
@@ -138,8 +128,6 @@ def start_from(model: ModelFile, network: VisionTransformer, classes: Sequence[s
     if model.classes != list(classes):
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head")}
         state.update({name: tensor for name, tensor in own.items() if name.startswith("head")})
-    try:
-        require_same_weights(state, own)
-    except ConfigError as error:
-        raise ConfigError(f"model.init: {error}") from error
+    if (reason := misfit(state, own)) is not None:
+        raise ConfigError(f"model.init: {reason}")
     network.load_state_dict(state)

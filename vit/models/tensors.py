@@ -50,14 +50,14 @@ def misfit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str |
     """Return in which tensor `found` first differs from `expected` in shape, kind of numbers or presence, or None."""
     for name, like in expected.items():
         if name in found and found[name].shape != like.shape:
-            return f"{name}: expected {_shape(like)}, found {_shape(found[name])}"
+            return f"{display_path(name)}: expected {_shape(like)}, found {_shape(found[name])}"
     for name, like in expected.items():
         if name in found and like.is_floating_point() and found[name].dtype not in _REAL:
             return f"{name}: expected floating-point numbers of 16 to 64 bits, found {_dtype(found[name])}"
     if missing := next((name for name in expected if name not in found), None):
-        return f"{missing}: expected {_shape(expected[missing])}, missing"
+        return f"{display_path(missing)}: expected {_shape(expected[missing])}, missing"
     if extra := next((name for name in found if name not in expected), None):
-        return f"{extra}: not expected, found {_shape(found[extra])}"
+        return f"{display_path(extra)}: not expected, found {_shape(found[extra])}"
     return None
 
 

@@ -11,10 +11,10 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from vit.errors import ConfigError, ModelFileError, VitError, display_path
+from vit.errors import ModelFileError, VitError, display_path
 from vit.files import whole_file
-from vit.models.build import require_same_weights
 from vit.models.file import load_checkpoint, seal
+from vit.models.tensors import misfit
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -60,20 +60,13 @@ def newest_whole(path: Path, state: Mapping[str, Tensor] | None = None) -> tuple
         try:
             checkpoint = load_checkpoint(candidate)
             require_finite(checkpoint["state_dict"], candidate)
-            if state is not None:
-                _require_same(checkpoint["state_dict"], state, candidate)
+            if state is not None and (reason := misfit(checkpoint["state_dict"], state)):
+                raise ModelFileError(f"{display_path(candidate)}: not a checkpoint of this run: {reason}")
         except ModelFileError as error:
             faults.append(error)
         else:
             return candidate, checkpoint, [str(fault) for fault in faults]
     raise faults[0]
-
-
-def _require_same(found: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> None:
-    try:
-        require_same_weights(found, state)
-    except ConfigError as error:
-        raise ModelFileError(f"{display_path(path)}: not a checkpoint of this run: {error}") from error
 
 
 def require_finite(state: dict[str, Tensor], path: Path) -> None:
