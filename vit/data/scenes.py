@@ -172,8 +172,8 @@ def make_scenes(
 ) -> bool:
     """Write `count` training scenes to OUT, and a tenth as many each for val and test.
 
-    `simple` scenes hold one or two objects, in one row or one column, and have a single caption in canonical form: "A",
-    "A left of B" or "A above B".
+    `simple` scenes hold one or two objects, side by side, and have a single caption in canonical form: "A", or "A left
+    of B".
 
     OUT/images/SPLIT-NNNNNN.png, metadata.jsonl (captions), questions.csv, scenes.jsonl (the truth) and README.txt.
     Returns False, and touches nothing, where the set is already there. The files appear all at once or not at all.
@@ -190,7 +190,7 @@ def make_example(seed: int, split: str, index: int, side: int = 64, *, simple: b
     """The scene with that number. Its objects and questions are the same at any `side`."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     names = _names(rng, split, most=2 if simple else len(_COUNTS))
-    outlines = _outlines(rng, names, aligned=simple)
+    outlines = _outlines(rng, names, side_by_side=simple)
     # A dark ground: on a grey one a shape is brighter in some channels and darker in others, by its colour, and is
     # learnt colour by colour.
     shade, noise = rng.integers(5, 31), rng.choice([0, rng.uniform(2, 5)])
@@ -324,10 +324,10 @@ def _names(rng: np.random.Generator, split: str, most: int) -> list[Name]:
     return names
 
 
-def _outlines(rng: np.random.Generator, names: list[Name], *, aligned: bool) -> list[np.ndarray]:
+def _outlines(rng: np.random.Generator, names: list[Name], *, side_by_side: bool) -> list[np.ndarray]:
     """The outline of each object where it lies, [P, 2] as x and y: apart, inside, and with clear relations.
 
-    `aligned` puts objects in one row or one column.
+    `side_by_side` puts each into a column of its own.
     """
     outlines = []
     for size, _, shape in names:
@@ -339,8 +339,8 @@ def _outlines(rng: np.random.Generator, names: list[Name], *, aligned: bool) -> 
     while True:
         centres = rng.integers(1, _STEPS, size=(_TRIES, len(names), 2)) / _STEPS
         clear = _clear(centres, half)
-        if aligned:
-            clear &= (centres == centres[:, :1]).all(1).any(1)
+        if side_by_side:
+            clear &= (np.diff(np.sort(centres[..., 0], axis=1), axis=1) > 0).all(1)
         if clear.any():
             return [outline + centre for outline, centre in zip(outlines, centres[clear.argmax()], strict=True)]
 
@@ -382,13 +382,11 @@ def _captions(rng: np.random.Generator, scene: Scene) -> list[str]:
 
 
 def _canonical_caption(scene: Scene) -> str:
-    """The caption "A", "A left of B" or, where neither is left of the other, "A above B"."""
+    """The caption "A" or "A left of B"."""
     if len(scene.objects) == 1:
         return _phrase(scene.objects[0])
-    both = scene.objects, scene.objects[::-1]
-    claims = [(one, relation, other) for relation in ("left of", "above") for one, other in both]
-    one, relation, other = next(claim for claim in claims if scene.holds(*claim))
-    return f"{_phrase(one)} {relation} {_phrase(other)}"
+    left, right = sorted(scene.objects, key=lambda thing: thing.centre[0])
+    return f"{_phrase(left)} left of {_phrase(right)}"
 
 
 def _phrase(thing: Thing) -> str:
