@@ -139,6 +139,18 @@ def test_a_link_to_a_parent_multiplies_nothing(tmp_path):
     assert Counter(name for split in listing.splits for name, _ in names(listing, split)) == {"cat": 3, "dog": 3}
 
 
+def test_a_link_to_itself_is_skipped_with_its_reason(tmp_path):
+    for name in ("cat", "dog"):
+        fill(tmp_path / name)
+    for loop in (tmp_path / "cat" / "self.jpg", tmp_path / "loop", tmp_path / "dog" / "loop"):
+        loop.symlink_to(loop.name)
+    listing = train(tmp_path)
+    assert counts(listing) == {"train": 4, "val": 2}
+    reasons = {os.path.relpath(item.path, tmp_path): item.reason for item in listing.left_out}
+    assert reasons["cat/self.jpg"] == "too many levels of symbolic links"
+    assert reasons["."].startswith("other files: 2")
+
+
 def test_linked_pictures_and_linked_folders_count(tmp_path):
     fill(tmp_path / "elsewhere" / "cats", 3)
     fill(tmp_path / "elsewhere" / "dogs", 1)

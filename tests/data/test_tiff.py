@@ -100,6 +100,17 @@ def test_gray_of_any_depth_is_black_or_white_at_0_as_the_tag_says(bits, stored):
     assert np.array_equal(decode(tiff(values, WHITE, bits, **stored))[..., 2], scaled(inverted, bits))
 
 
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("deflate", [False, True])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 12, 16])
+def test_a_single_plane_is_decoded_as_pixels_are(bits, deflate, order):
+    values = integers(bits)
+    for photometric in (WHITE, BLACK):
+        data = tiff(values, photometric, bits, planes=True, deflate=deflate, order=order)
+        gray = scaled(values if photometric == BLACK else (1 << bits) - 1 - values, bits)
+        assert (decode(data) == gray[..., None]).all()
+
+
 def test_16_bit_min_is_white_has_the_values_of_libtiff():
     values = np.array([[0, 65535], [32768, 1000]])
     assert decode(tiff(values, WHITE, 16))[..., 0].tolist() == [[255, 0], [127, 252]]
@@ -164,6 +175,14 @@ def test_alpha_is_composited_over_white_and_other_extra_samples_are_ignored(bits
     pixels = decode(tiff(gray, BLACK, bits, planes=planes, tags={338: [2]}))[..., 0]
     shown = 255 - (largest - gray[..., 0]) * (gray[..., 1] / largest) * 255 / largest
     assert np.abs(pixels - shown).max() < 3
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 6])
+def test_alpha_of_few_bits_is_composited_with_8(bits):
+    values = integers(bits, 7, 9, 2)
+    gray, alpha = scaled(values[..., 0], bits), scaled(values[..., 1], bits)
+    decoded = decode(tiff(values, BLACK, bits, tags={338: [2]}))
+    assert (decoded == np.rint(gray * (alpha / 255) + 255 - alpha).astype(int)[..., None]).all()
 
 
 def test_cmyk_becomes_rgb():

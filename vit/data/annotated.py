@@ -17,7 +17,7 @@ from vit.data.config import MAX_PIXELS, GroupDuplicates
 from vit.data.layouts import SPLITS, UNSPLIT, split_in
 from vit.data.splitting import hold_out
 from vit.data.tables import Row, brief, fault, foreign_reason, open_text, text_lines
-from vit.data.walk import LeftOut, entries, is_picture, walk
+from vit.data.walk import LeftOut, entries, is_file, is_folder, is_picture, walk
 from vit.errors import DataError, display_path
 
 log = logging.getLogger("vit")
@@ -160,7 +160,7 @@ def find_sources(root: str, recognise: Callable[[str], Reader | None]) -> list[S
     sources = [*_recognised(inside, None, recognise)]
     if not sources:
         for folder in inside:
-            if folder.is_dir():
+            if is_folder(folder):
                 sources += _recognised(entries(folder.path), split_in(folder.name), recognise)
     splits = [source.split for source in sources]
     if len(sources) > 1 and (None in splits or len(set(splits)) < len(splits)):
@@ -176,7 +176,7 @@ def _recognised(
     for entry in inside:
         stem, suffix = os.path.splitext(entry.name)
         # a file with the name of a picture belongs to that picture alone
-        if suffix.lower() not in _SUFFIXES or stem in pictures or _OTHER_TASKS.search(stem) or not entry.is_file():
+        if suffix.lower() not in _SUFFIXES or stem in pictures or _OTHER_TASKS.search(stem) or not is_file(entry):
             continue
         if (reader := recognise(entry.path)) is not None:
             yield Source(entry.path, reader, split_in(stem) or split)
@@ -308,10 +308,10 @@ def _folders(top: str, split: str | None, beside: bool) -> list[str]:
     def rank(folder: os.DirEntry[str]) -> int:
         return (split, None).index(named) if (named := split_in(folder.name)) in (split, None) else 2
 
-    found = [top, *(entry.path for entry in sorted(entries(top), key=rank) if entry.is_dir())]
+    found = [top, *(entry.path for entry in sorted(entries(top), key=rank) if is_folder(entry))]
     parent = os.path.dirname(top)
     if beside and os.path.dirname(parent) != parent:  # never the root of the file system
-        likely = [e for e in entries(parent) if e.path != top and _PICTURES.search(e.name) and e.is_dir()]
+        likely = [e for e in entries(parent) if e.path != top and _PICTURES.search(e.name) and is_folder(e)]
         found += [parent, *(entry.path for entry in sorted(likely, key=rank))]
     return found
 

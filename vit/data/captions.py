@@ -30,7 +30,7 @@ from vit.data.folders import choose_split
 from vit.data.layouts import SPLITS, UNSPLIT, is_shards, split_in, split_of_tar
 from vit.data.tables import foreign_reason
 from vit.data.tars import members, tars_in
-from vit.data.walk import LeftOut, entries, is_picture, unfit, walk
+from vit.data.walk import LeftOut, entries, is_file, is_picture, unfit, walk
 from vit.errors import DataError, display_path
 from vit.files import open_text
 
@@ -279,7 +279,7 @@ def _split_lists(path: str, records: Sequence[Record]) -> dict[str, str]:
     for entry in entries(os.path.dirname(path)):
         stem, suffix = os.path.splitext(entry.name)
         split = split_in(stem)
-        if suffix != ".txt" or split is None or entry.path == path or not entry.is_file():
+        if suffix != ".txt" or split is None or entry.path == path or not is_file(entry):
             continue
         if first_line(entry.path).strip() in names:
             for line, text in lines(entry.path):
@@ -294,7 +294,7 @@ def _read_sidecars(listing: CaptionListing, tally: Tally) -> None:
     """Add the pictures of a folder that have a .txt, a caption a line, or a .json with a caption of the same name."""
     root = listing.images = listing.root
     files = walk(root)
-    texts = {entry.path for entry in files if entry.name.endswith((".txt", ".json")) and entry.is_file()}
+    texts = {entry.path for entry in files if entry.name.endswith((".txt", ".json")) and is_file(entry)}
     pictures = [entry.path for entry in files if is_picture(entry.name)]
     stems = {path: os.path.splitext(path)[0] for path in pictures}
     captioned = [p for p in pictures if {stems[p] + ".txt", stems[p] + ".json"} & texts]
@@ -303,7 +303,7 @@ def _read_sidecars(listing: CaptionListing, tally: Tally) -> None:
         if shards:
             raise container_error(shards[0])
         for file in files:
-            if not is_picture(file.name) and file.is_file() and (foreign := foreign_reason(file.path)) is not None:
+            if not is_picture(file.name) and is_file(file) and (foreign := foreign_reason(file.path)) is not None:
                 raise DataError(f"{display_path(file.path)}: {foreign}")
         raise DataError(f"{display_path(root)}: no captions; {FORMATS}")
     splits = {path: SPLITS.get(os.path.relpath(path, root).split(os.sep)[0].lower(), UNSPLIT) for path in pictures}

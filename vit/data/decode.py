@@ -211,7 +211,7 @@ def _reason(error: Exception) -> str:
         return "truncated: the file ends early"
     text = " ".join(str(error).split()) or type(error).__name__
     cut = isinstance(error, EOFError) or re.search(r"truncated|premature end|not enough|too short", text, re.IGNORECASE)
-    return f"truncated: {text}" if cut else f"cannot be decoded: {text}"
+    return f"truncated: {text.removeprefix('truncated: ')}" if cut else f"cannot be decoded: {text}"
 
 
 def _open_regular(name: str, buffering: int = -1) -> BinaryIO:

@@ -20,7 +20,7 @@ from vit.data.decode import decode
 from vit.data.layouts import SPLIT_NAMES, UNSPLIT, Found, few, find_pictures, is_shards
 from vit.data.splitting import hold_out
 from vit.data.tables import brief, fault, label_of, read_rows, text_of
-from vit.data.walk import LeftOut, entries, is_picture, walk
+from vit.data.walk import LeftOut, entries, is_folder, is_picture, walk
 from vit.errors import DataError, UnreadableImage, display_path
 from vit.files import open_text
 from vit.names import class_name
@@ -296,7 +296,7 @@ def _only_class(found: Found) -> str:
     """The name of the only class, and what may be amiss."""
     name = next(iter(found.training))
     inner = os.path.join(found.root, name)
-    if UNSPLIT in found.splits and os.path.isdir(inner) and sum(entry.is_dir() for entry in entries(inner)) > 1:
+    if UNSPLIT in found.splits and os.path.isdir(inner) and sum(is_folder(entry) for entry in entries(inner)) > 1:
         return f"{name}; did you mean {inner}?"
     return f"{name}; a classifier needs two"
 

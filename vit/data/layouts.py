@@ -16,7 +16,7 @@ import numpy as np
 
 from vit.data.tables import PATH_COLUMNS, brief, fault, foreign_reason, label_fault, label_of, read_rows, text_of
 from vit.data.tars import members, tars_in
-from vit.data.walk import RUN_FOLDER, LeftOut, entries, examined, inode, is_picture, is_run, walk
+from vit.data.walk import RUN_FOLDER, LeftOut, entries, examined, inode, is_folder, is_picture, is_run, walk
 from vit.errors import DataError, display_path
 from vit.names import class_name
 
@@ -105,11 +105,11 @@ def split_of_tar(path: str, root: str) -> str | None:
 def _find_in_folder(root: str) -> Found:
     found, inside = Found(root, {}), list[os.DirEntry[str]]()
     for entry in entries(root):
-        if entry.is_dir() and is_run(entry.path):
+        if is_folder(entry) and is_run(entry.path):
             found.left_out.append(LeftOut(entry.path, RUN_FOLDER))
         else:
             inside.append(entry)
-    splits = _split_folders(root, [entry for entry in inside if entry.is_dir()])
+    splits = _split_folders(root, [entry for entry in inside if is_folder(entry)])
     keys = array("Q")
     if splits is None:
         found.splits[UNSPLIT] = _classes(inside, root, found.left_out, {inode(root)}, keys)
@@ -121,7 +121,7 @@ def _find_in_folder(root: str) -> Found:
         found.left_out += [
             LeftOut(entry.path, "lies beside the folders of the splits")
             for entry in beside
-            if entry.is_dir() or is_picture(entry.name)
+            if is_folder(entry) or is_picture(entry.name)
         ]
     _separate(found, keys)
     _summarise_others(found)
@@ -161,7 +161,7 @@ def _split_folders(root: str, folders: list[os.DirEntry[str]]) -> dict[str, str]
     DataError where both readings are possible.
     """
     named = [entry for entry in folders if entry.name.lower() in SPLIT_NAMES]
-    nested = {entry.path: [inner.name for inner in entries(entry.path) if inner.is_dir()] for entry in named}
+    nested = {entry.path: [inner.name for inner in entries(entry.path) if is_folder(inner)] for entry in named}
     if not any(nested.values()) and (not named or len(named) < len(folders)):
         return None
     others = [entry.name for entry in folders if entry not in named and _has_image(entry.path)]
@@ -220,8 +220,8 @@ def _classes(
     What is unusable goes to `left_out`.
     """
     # Two spellings of one class name come one after the other, so that `keys` follows the listing.
-    folders = sorted((entry for entry in inside if entry.is_dir()), key=lambda entry: class_name(entry.name))
-    beside = [entry for entry in inside if not entry.is_dir()]
+    folders = sorted((entry for entry in inside if is_folder(entry)), key=lambda entry: class_name(entry.name))
+    beside = [entry for entry in inside if not is_folder(entry)]
     pictures = [entry for entry in beside if is_picture(entry.name)]
     if pictures and not folders:
         raise DataError(

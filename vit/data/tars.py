@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from vit.data.decode import IMAGE_SUFFIXES, in_tar, is_regular
 from vit.data.tables import text_lines
+from vit.data.walk import is_folder
 from vit.errors import DataError, display_path
 from vit.files import whole_file
 from vit.names import class_name
@@ -81,7 +82,7 @@ def tars_in(data: str | os.PathLike[str]) -> list[str]:
     if not os.path.isdir(path):
         return []
     found = list[str]()
-    for folder in (path, *sorted(entry.path for entry in os.scandir(path) if entry.is_dir())):
+    for folder in (path, *sorted(entry.path for entry in os.scandir(path) if is_folder(entry))):
         tars = _only_tars(folder)
         if tars is None:
             return []
@@ -95,7 +96,7 @@ def _only_tars(folder: str) -> list[str] | None:
     with os.scandir(folder) as entries:
         for entry in entries:
             ending = os.path.splitext(entry.name)[1].lower()
-            if entry.name.startswith(".") or entry.is_dir() or ending in _BESIDE:
+            if entry.name.startswith(".") or is_folder(entry) or ending in _BESIDE:
                 continue
             if ending != ".tar":
                 return None

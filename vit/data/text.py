@@ -17,7 +17,7 @@ from vit.data.caption_formats import strict_text
 from vit.data.folders import choose_split
 from vit.data.layouts import SPLITS, UNSPLIT
 from vit.data.tables import Row, brief, columns_of, csv_reason, fault, not_text, open_text, read_rows
-from vit.data.walk import LeftOut, walk
+from vit.data.walk import LeftOut, is_file, walk
 from vit.errors import DataError, display_path
 
 EMPTY = "pairs with an empty side"
@@ -138,7 +138,7 @@ def _read_texts(data: str | os.PathLike[str], beside: bool) -> tuple[str, dict[s
     name = display_path(path)
     if os.path.isdir(path):
         root = path
-        files = [entry.path for entry in walk(path) if entry.name.lower().endswith(".txt") and entry.is_file()]
+        files = [entry.path for entry in walk(path) if entry.name.lower().endswith(".txt") and is_file(entry)]
         by_split = {file: _split_below(root, file) for file in files}
         if len({None, *by_split.values()}) > 1 and None in by_split.values():
             stray = next(file for file, split in by_split.items() if split is None)

@@ -251,6 +251,10 @@ def pillow_reads(layout: Layout) -> bool:
     reversed_bits = layout.one(266) == 2 and layout.compression in _LOSSLESS and (bits, samples) != (1, 1)
     if (layout.big and layout.order == ">") or reversed_bits or layout.one(339) == _UNDEFINED:
         return False
+    # Of one uncompressed plane Pillow forgets the number of bits, the byte order and that 0 is white.
+    plain = bits == 8 and layout.photometric in (_MIN_IS_BLACK, _PALETTE)
+    if layout.one(284) == 2 and samples == 1 and layout.compression == _NONE and not plain:
+        return False
     if layout.kind == _FLOAT:
         native = layout.order == "<" or layout.compression == _NONE
         return native and (bits, layout.photometric, samples) == (32, _MIN_IS_BLACK, 1)
@@ -319,23 +323,24 @@ def _check_segments(layout: Layout, size: int, max_bytes: int) -> None:
 
 def _to_rgb(values: np.ndarray, layout: Layout) -> np.ndarray:
     """Convert samples [H, W, samples] to uint8 [H, W, 3], as stored."""
-    count, inverted = _COLORS[layout.photometric], layout.photometric == _MIN_IS_WHITE
+    count, inverted, bits = _COLORS[layout.photometric], layout.photometric == _MIN_IS_WHITE, layout.bits
+    if layout.photometric == _PALETTE:
+        table = np.array(layout.tags.get(320, ()), np.uint16).reshape(3, 1 << bits)
+        return (table if table.max() < 256 else table >> 8).astype(np.uint8).T[values[..., 0].astype(np.uint16)]
+    if bits < 8:
+        values, bits = to_8_bit(values, bits), 8
     alphas = [count + place for place, kind in enumerate(layout.extra) if kind in (_ASSOCIATED, _UNASSOCIATED)]
     if alphas and layout.photometric in (_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB):
-        values, inverted = _over_white(values, count, alphas[0], layout), False
-    if layout.photometric == _PALETTE:
-        table = np.array(layout.tags.get(320, ()), np.uint16).reshape(3, 1 << layout.bits)
-        return (table if table.max() < 256 else table >> 8).astype(np.uint8).T[values[..., 0].astype(np.uint16)]
-    colors = to_8_bit(values[..., :count], layout.bits, inverted=inverted)
+        values, inverted = _over_white(values, count, alphas[0], layout, (1 << bits) - 1), False
+    colors = to_8_bit(values[..., :count], bits, inverted=inverted)
     return to_rgb(Image.fromarray(colors, "CMYK")) if count == 4 else np.repeat(colors, 3 // count, -1)
 
 
-def _over_white(values: np.ndarray, count: int, alpha_at: int, layout: Layout) -> np.ndarray:
-    """Composite integer samples [H, W, samples] over white -> [H, W, count], where 0 is black."""
+def _over_white(values: np.ndarray, count: int, alpha_at: int, layout: Layout, largest: int) -> np.ndarray:
+    """Composite integer samples [H, W, samples] of 0 to `largest` over white -> [H, W, count], where 0 is black."""
     associated = layout.extra[alpha_at - count] == _ASSOCIATED
     if layout.kind == _FLOAT or (associated and layout.photometric == _MIN_IS_WHITE):
         raise ValueError(f"unsupported TIFF of {layout}; remove its alpha")
-    largest = np.uint32((1 << layout.bits) - 1)
     shown, alpha = values[..., :count].astype(np.uint32), values[..., alpha_at, None].astype(np.uint32)
     if layout.photometric == _MIN_IS_WHITE:
         shown = largest - shown

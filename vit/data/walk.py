@@ -35,7 +35,7 @@ def walk(
 
     def enter(folder: str) -> None:
         for entry in entries(folder):
-            if not entry.is_dir():
+            if not is_folder(entry):
                 found.append(entry)
             elif (identity := inode(entry.path)) not in entered:
                 entered.add(identity)
@@ -63,6 +63,22 @@ def entries(folder: str) -> list[os.DirEntry[str]]:
     except OSError as error:
         raise DataError(f"{display_path(folder)}: {(error.strerror or str(error)).lower()}") from error
     return sorted(kept, key=lambda entry: entry.name)
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder or a link to one; a link that cannot be followed, as to itself, is not."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def is_file(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a regular file or a link to one, as `is_folder` does."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def inode(path: str) -> tuple[int, int]:
