@@ -30,7 +30,7 @@ demo: install
 	$(BIN)/vit predict demo/run demo/digits/val/0 demo/digits/val/7 --top 2 --out demo/predictions.jsonl
 	head -n 3 demo/predictions.jsonl
 	rm -rf demo/attention
-	$(BIN)/vit attention demo/run demo/digits/val/3 demo/digits/val/8 --limit 8 --out demo/attention
+	$(BIN)/vit attention demo/run demo/digits/val/*/00[0-6]*.png --out demo/attention
 	$(BIN)/vit data make scenes demo/scenes --simple
 	rm -rf demo/captioner demo/words
 	$(BIN)/vit train demo/scenes --config configs/caption/scenes_simple.yaml --out demo/captioner
