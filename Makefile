@@ -31,8 +31,8 @@ demo: install
 	head -n 3 demo/predictions.jsonl
 	rm -rf demo/attention
 	$(BIN)/vit attention demo/run demo/digits/val/*/00[0-6]*.png --out demo/attention
+	rm -rf demo/scenes demo/captioner demo/words
 	$(BIN)/vit data make scenes demo/scenes --simple
-	rm -rf demo/captioner demo/words
 	$(BIN)/vit train demo/scenes --config configs/caption/scenes_simple.yaml --out demo/captioner
 	$(BIN)/vit evaluate demo/captioner demo/scenes --split val
 	$(BIN)/vit caption demo/captioner demo/scenes/images/val-00000[0-2].png \
