@@ -155,17 +155,34 @@ def csv_writer(stream: IO[str], *, raw: bool = False) -> Callable[[Iterable[Any]
     return lambda cells: table.writerow(cells if raw else map(safe, cells))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object that describes somebody's model. Raises ModelFileError saying what is wrong with it."""
+def read_json(path: Path, *texts: str) -> dict[str, Any]:
+    """Read a JSON object that describes a model or a run, with a text under each of the keys `texts`.
+
+    Raises ModelFileError naming the file and what is wrong with it.
+    """
+    found = _parsed(path)
+    if not isinstance(found, dict):
+        raise ModelFileError(f"{display_path(path)}: not a JSON object")
+    if wrong := next((key for key in texts if not isinstance(found.get(key), str)), None):
+        raise ModelFileError(f"{display_path(path)}: {wrong}: expected text, got {str(found.get(wrong))[:60]!r}")
+    return found
+
+
+def read_class_names(path: Path) -> list[str]:
+    """Read the classes.json of a run. Raises ModelFileError naming the file and what is wrong with it."""
+    found = _parsed(path)
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise ModelFileError(f"{display_path(path)}: not a JSON list of class names")
+    return found
+
+
+def _parsed(path: Path) -> Any:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelFileError(f"{display_path(path)}: {_reason(error)}") from error
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{display_path(path)}: not valid JSON: {display_path(error)}") from error
-    if not isinstance(found, dict):
-        raise ModelFileError(f"{display_path(path)}: not a JSON object")
-    return found
 
 
 def not_written(path: Path, error: OSError) -> VitError:

@@ -125,7 +125,7 @@ valid = st.builds(
     ),
     augment=st.builds(AugmentConfig, flip=share, mixup=positive, policy=st.sampled_from(["none", "randaugment"])),
     optim=st.builds(OptimConfig, name=st.sampled_from(["adamw", "lion"]), lr=positive, betas=st.tuples(share, share)),
-    train=st.builds(TrainConfig, epochs=count, devices=st.one_of(st.just("auto"), count), ema=share),
+    train=st.builds(TrainConfig, epochs=count, devices=st.one_of(st.just("auto"), st.integers(1, 9999)), ema=share),
 )
 path_text = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(lambda t: t.strip() == t)
 

@@ -230,7 +230,7 @@ def test_a_new_head_leaves_everything_else() -> None:
         assert all(torch.equal(before[key], after[key]) for key in before)
         expected = torch.zeros(2, classes).double() if classes else features
         assert torch.equal(model(images), expected)
-    with pytest.raises(ConfigError, match=re.escape("model.classes: must not be negative, got -1")):
+    with pytest.raises(ConfigError, match=re.escape("model.classes: must be at least 0, got -1")):
         model.reset_head(-1)
     assert model.architecture.classes == 2
 

@@ -2,9 +2,7 @@
 
 import argparse
 import contextlib
-import csv
 import difflib
-import json
 import math
 import os
 import re
@@ -16,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from vit.data.config import LARGEST_INT, LARGEST_SEED
 from vit.errors import ConfigError, display_path, printable
-from vit.files import is_stream, open_text
+from vit.files import is_stream, open_text, read_json
 from vit.models.generation_config import GenerationConfig
 
 if TYPE_CHECKING:
@@ -306,9 +304,10 @@ def seen_in_training(run: Path | None, samples: "list[Sample]") -> dict[str, int
     if not (run / "split.csv").is_file():
         from vit.data.folders import SHARDS
 
-        shards = json.loads((run / "data.json").read_text(encoding="utf-8")).get("shards")
+        shards = read_json(run / "data.json").get("shards")
         places = {split: f"{SHARDS}{str(shards).rstrip('/')}/{split}#" for split in ("train", "val")}
         return {split: sum(sample.path.startswith(place) for sample in samples) for split, place in places.items()}
-    with (run / "split.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        splits = {row["path"]: row["split"] for row in csv.DictReader(file)}
+    from vit.data.tables import read_rows
+
+    splits = {row.get("path"): row.get("split") for _, row in read_rows(str(run / "split.csv"))}
     return {split: sum(splits.get(sample.path) == split for sample in samples) for split in ("train", "val")}

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from vit.cli.arguments import MODEL_HELP, Parser, announce, integer
-from vit.errors import ConfigError, display_path
+from vit.errors import ConfigError, ModelFileError, display_path
 from vit.files import dump_json
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ def main(argv: list[str]) -> int:
     announce(model)
     tokenizer = Tokenizer.from_json(model.tokenizer)
     state = model.weights(options.weights)
-    name = next(
-        n for n in ("token_embed.weight", "decoder.token_embed.weight", "text.token_embed.weight") if n in state
-    )
+    name = next((name for name in _EMBEDDINGS if name in state), None)
+    if name is None:
+        raise ModelFileError(f"{display_path(options.model)}: it holds no token embeddings")
     embeddings = state[name]
     if options.nearest is not None:
         found = nearest(embeddings, _token(tokenizer, options.nearest), top=options.top)

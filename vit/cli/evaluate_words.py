@@ -1,6 +1,5 @@
 """`vit evaluate MODEL DATA` for models of words."""
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vit.cli.arguments import split_told
 from vit.data.layouts import UNSPLIT
 from vit.errors import DataError, UnreadableImage, VitError, display_path
-from vit.files import dump_json, write_text
+from vit.files import dump_json, read_json, write_text
 from vit.models.generation_config import GenerationConfig
 
 if TYPE_CHECKING:
@@ -238,9 +237,7 @@ def _pairs(
 
 def _trained_on(run: Path | None, data: str) -> bool:
     """Whether DATA is what the run was trained on, or held a part of it out from."""
-    return run is not None and json.loads((run / "data.json").read_text(encoding="utf-8")).get("path") == str(
-        Path(data).resolve()
-    )
+    return run is not None and read_json(run / "data.json").get("path") == str(Path(data).resolve())
 
 
 def _language(

@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import json
 import logging
 import multiprocessing
 import os
@@ -19,7 +18,7 @@ from vit.cli.arguments import data_name
 from vit.cli.config import compose, config_parser, leaf_keys, to_yaml
 from vit.data.config import PREPARED, DataConfig
 from vit.errors import ConfigError, DataError, Interrupted, OutOfMemory, display_path
-from vit.files import read_json
+from vit.files import read_class_names, read_json
 from vit.signals import end_workers, signals
 from vit.tasks.config import Config
 
@@ -143,7 +142,7 @@ def train(data: str | None, config: Config, run: Path, *, resume: bool = False, 
 
     source = _resumed_data(run) if resume else data or ""
     if resume and isinstance(source, Path):
-        listing = read_split(source, json.loads((run / "classes.json").read_text(encoding="utf-8")))
+        listing = read_split(source, read_class_names(run / "classes.json"))
         if data is not None:
             _check_same_data(Path(data), listing.splits["train"][0].path)
     else:
@@ -315,7 +314,7 @@ def _requeue() -> None:
 def _resumed_data(run: Path) -> str | Path:
     """The pictures of a run: its split.csv, or the shards that its data.json names."""
     told = run / "data.json"
-    return str(read_json(told)["shards"]) if told.is_file() else run / "split.csv"
+    return str(read_json(told, "shards")["shards"]) if told.is_file() else run / "split.csv"
 
 
 def _check_same_data(data: Path, picture: str) -> None:

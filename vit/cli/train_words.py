@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import json
 import logging
 from collections.abc import Sequence
 from itertools import chain
@@ -13,7 +12,7 @@ from vit.cli.config import to_yaml
 from vit.cli.train import LAST, folder_of, tell_changes
 from vit.data.folders import SHARDS
 from vit.errors import ConfigError, display_path, shell_quote
-from vit.files import dump_json, write_text
+from vit.files import dump_json, read_json, write_text
 from vit.signals import signals
 from vit.tasks.config import Config
 
@@ -32,7 +31,7 @@ def train_words(
     With `resume`, DATA is that of the run's data.json, and must be what it was, and `changes` are the settings that are
     others now. Raises Interrupted after a signal.
     """
-    before = json.loads((run / "data.json").read_text(encoding="utf-8")) if resume else {}
+    before = read_json(run / "data.json", "path", "sha256") if resume else {}
     from vit.cli.quiet import quiet_lightning
 
     quiet_lightning()
