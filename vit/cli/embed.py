@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from vit.cli.arguments import MODEL_HELP, Parser, announce, integer
-from vit.errors import ConfigError, ModelFileError, display_path
+from vit.errors import ConfigError, display_path
 from vit.files import dump_json
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
 
     from vit.data.tokenizer import Tokenizer
     from vit.explain.embeddings import analogy, nearest
-    from vit.models.build import require_kind
+    from vit.models.build import build_model, require_kind
     from vit.models.sources import load_model
 
     model = load_model(options.model)
@@ -35,10 +35,8 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"{display_path(options.model)}: holds no tokenizer, so its words cannot be named")
     announce(model)
     tokenizer = Tokenizer.from_json(model.tokenizer)
-    state = model.weights(options.weights)
-    name = next((name for name in _EMBEDDINGS if name in state), None)
-    if name is None:
-        raise ModelFileError(f"{display_path(options.model)}: it holds no token embeddings")
+    state = build_model(model, options.weights, source=options.model).state_dict()
+    name = next(name for name in _EMBEDDINGS if name in state)
     embeddings = state[name]
     if options.nearest is not None:
         found = nearest(embeddings, _token(tokenizer, options.nearest), top=options.top)
