@@ -8,15 +8,18 @@ from collections.abc import Sequence
 SPECIAL_IDS = "special_ids"
 """key beside those of a tokenizer.json that holds the ids by which a model's configuration starts and ends texts"""
 
+_BLANKS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\ufeff\u200b\u2060"
+"""white space, and what is as invisible: byte order mark, zero-width space, word joiner"""
+
 
 def class_name(text: str) -> str:
-    """Return a class name in Unicode normalization form C, without white space around it.
+    """Return a class name in Unicode normalization form C, without white space and other blanks around it.
 
     File systems, editors and archives disagree on whether an accented letter is one code point (NFC) or a letter and
-    a combining mark (NFD). Both look the same, so both must be the same class. CSV exports and editors leave blanks
-    and line ends beside a label.
+    a combining mark (NFD). Both look the same, so both must be the same class. CSV exports and editors leave blanks,
+    line ends and byte order marks beside a label.
     """
-    return unicodedata.normalize("NFC", text).strip()
+    return unicodedata.normalize("NFC", text).strip(_BLANKS)
 
 
 def numbered(names: Sequence[str]) -> list[str]:

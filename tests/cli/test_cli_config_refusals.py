@@ -240,4 +240,4 @@ def test_shapes_that_do_not_fit_are_refused_before_data_is_looked_for(refused: A
     ):
         for order in itertools.permutations([[nowhere], words]):
             assert message in refused("train", *itertools.chain(*order), code=2)
-    assert "no such folder" in refused("train", nowhere, code=1)
+    assert "no such file or folder" in refused("train", nowhere, code=1)

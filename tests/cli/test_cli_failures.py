@@ -68,7 +68,7 @@ def test_data_that_cannot_be_trained_on_is_refused(refused: Any, picture: Any, t
     (tmp_path / "flat").mkdir()
     picture("red", 0).save(tmp_path / "flat" / "a.png")
     for name, reason in (
-        ("missing", "no such folder"),
+        ("missing", "no such file or folder"),
         ("empty", "no pictures"),
         ("file.txt", "not a folder; expected a folder with one folder a class"),
         ("one", "only one class, cat"),

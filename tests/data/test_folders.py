@@ -272,7 +272,7 @@ def test_files_that_a_list_names_and_that_are_not_there_are_left_out(tmp_path):
         ("a.csv", "path,label,split\n0.jpg,a,training\n", "line 2: split must be train, val or test, got 'training'"),
         ("a.csv", "", "no pictures"),
         ("a.csv", "path,label\n", "no pictures"),
-        ("a.csv", "path,label\ngone.jpg,a\n", "no pictures; left out: no such file or directory"),
+        ("a.csv", "path,label\ngone.jpg,a\n", "gone.jpg: no such file or directory"),
         ("a.csv", "path,label,split\n0.jpg,a,val\n1.jpg,b,test\n", "has test and val but no train"),
         ("a.jsonl", '{"path": "0.jpg", "label": "a"}\n{"path"\n', "line 2: not valid JSON"),
         ("a.jsonl", "[1]\n", "line 1: not a JSON object"),
@@ -288,7 +288,7 @@ def test_a_fault_in_a_list_is_named_with_its_line(tmp_path, name, text, words):
 
 
 def test_data_that_cannot_train_is_refused_in_one_line(tmp_path):
-    assert message(train, tmp_path / "absent") == f"{tmp_path}/absent: no such folder"
+    assert message(train, tmp_path / "absent") == f"{tmp_path}/absent: no such file or folder"
     (tmp_path / "a.zip").write_bytes(b"x")
     assert message(train, tmp_path / "a.zip").startswith(f"{tmp_path}/a.zip: not a folder; expected")
     (tmp_path / "nothing").mkdir()

@@ -132,6 +132,16 @@ def test_the_images_of_one_tar_are_different_files(tmp_path):
     assert counts(train(tmp_path / "split.csv")) == counts(listing) == {"a": 10, "b": 10}
 
 
+def test_blanks_around_labels_and_paths_do_not_count(tmp_path):
+    fill(tmp_path, 4)
+    fill(tmp_path, 1, " blank{}.jpg")
+    rows = ["0.jpg, cat", " 1.jpg,\ufeffcat\u200b ", "2.jpg ,dog\u2060", "3.jpg\t,\u3000 dog", " blank0.jpg,dog"]
+    listing = train(table(tmp_path / "list.csv", *rows))
+    assert listing.classes == ("cat", "dog")
+    assert counts(listing) == {"cat": 2, "dog": 3}
+    assert listing.left_out == []
+
+
 def test_class_names_are_one_in_either_unicode_form(tmp_path):
     fill(tmp_path / "data" / NFC, 5)
     fill(tmp_path / "data" / NFD, 5, "more{}.jpg")

@@ -277,7 +277,8 @@ def training_problems(found: Found) -> list[str]:
     if found.splits and not {UNSPLIT, "train"} & found.splits.keys():
         return [f"{root}: has {' and '.join(sorted(found.splits))} but no train"]
     if not any(train.values()):
-        example = f"; left out: {display_path(found.left_out[0].reason)}" if found.left_out else ""
+        first = found.left_out[0] if found.left_out else None
+        example = f"; skipped: {display_path(first.path)}: {display_path(first.reason)}" if first else ""
         return [f"{root}: no pictures{example}"]
     problems = []
     empty = sorted(name for name, paths in train.items() if not paths)

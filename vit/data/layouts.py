@@ -78,7 +78,7 @@ def find_pictures(data: str | os.PathLike[str]) -> Found:
     if os.path.isdir(path):
         return _find_in_folder(path)
     if not os.path.exists(path):
-        raise DataError(f"{display_path(path)}: no such folder")
+        raise DataError(f"{display_path(path)}: no such file or folder")
     if not os.path.isfile(path) or not path.lower().endswith((".csv", ".tsv", ".jsonl")):
         found = foreign_reason(path) if os.path.isfile(path) else None
         reason = found or "not a folder; expected a folder with one folder a class, or a .csv, .tsv or .jsonl list"
@@ -331,6 +331,8 @@ def _find_in_list(path: str) -> Found:
             if not split:
                 raise fault(path, line, f"split must be train, val or test, got {brief(row['split'])}")
         file = os.path.join(root, name)
+        if name != name.strip() and not os.path.lexists(file):  # blanks beside a comma, as those around a label
+            file = os.path.join(root, name.strip())
         pictures = found.splits.setdefault(split, {}).setdefault(label, [])
         reason, key = examined(file)
         if reason is not None:
