@@ -163,7 +163,7 @@ def read_json(path: Path, *texts: str) -> dict[str, Any]:
     found = _parsed(path)
     if not isinstance(found, dict):
         raise ModelFileError(f"{display_path(path)}: not a JSON object")
-    if wrong := next((key for key in texts if not isinstance(found.get(key), str)), None):
+    if wrong := next((k for k in texts if not isinstance(found.get(k), str) or "\0" in found[k]), None):
         raise ModelFileError(f"{display_path(path)}: {wrong}: expected text, got {str(found.get(wrong))[:60]!r}")
     return found
 

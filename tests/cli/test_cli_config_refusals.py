@@ -137,6 +137,7 @@ BOMB = f"optim:\n  betas: [{LISTS}]"
         ("just words", "FILE: expected keys and values, such as `optim:` with `lr: 0.001` below it"),
         ("? [a, b]\n: 1", "FILE:1: a key must be a word"),
         ("optim:\n  betas: &b [0.9, *b]", "FILE:2: optim.betas takes one value or a flat list"),
+        ('model:\n  init: "a\\0b"', "FILE:2: model.init holds a null character"),
         (BOMB, "FILE:2: optim.betas takes one value or a flat list"),
         (
             f"optim:\n  name: &a {'x' * 10_000}\n  betas: [{'*a, ' * 1000}*a]",

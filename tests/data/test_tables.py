@@ -15,6 +15,7 @@ import pytest
 from vit.data.captions import list_captions
 from vit.data.folders import Listing, list_evaluation, list_training
 from vit.data.questions import list_evaluation_questions, list_questions
+from vit.data.tables import read_rows, text_of
 from vit.data.text import list_pairs
 from vit.errors import DataError
 
@@ -188,3 +189,12 @@ def test_a_lone_carriage_return_belongs_to_the_text(tmp_path):
     assert captions(tmp_path / "c.tsv") == [text for _, text in rows]
     (tmp_path / "c.csv").write_text("image,caption\n" + "".join(f'{n},"{t}"\n' for n, t in rows), newline="")
     assert captions(tmp_path / "c.csv") == [text for _, text in rows]
+
+
+def test_a_null_character_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "list.jsonl"
+    path.write_text('{"path": "a.jpg", "label": "x"}\n{"path": "a\\u0000.jpg", "label": "x"}\n')
+    rows = list(read_rows(str(path)))
+    assert text_of(rows[0][1], ("path",), str(path), 1) == "a.jpg"
+    with pytest.raises(DataError, match=r"list\.jsonl, line 2: path holds a null character"):
+        text_of(rows[1][1], ("path",), str(path), 2)

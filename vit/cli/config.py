@@ -153,6 +153,8 @@ def _value_text(node: yaml.Node, key: str, where: str) -> str:
     """
     _refuse_tags(node, key, where)
     if isinstance(node, yaml.ScalarNode):
+        if "\0" in node.value:  # no path can hold it
+            raise ConfigError(f"{where}: {key} holds a null character")
         return "null" if node.tag.endswith(":null") else str(node.value)
     if isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value):
         if sum(len(item.value) for item in node.value) > _MOST_BYTES:

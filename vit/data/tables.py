@@ -126,6 +126,8 @@ def text_of(row: Row, columns: tuple[str, ...], path: str, place: int | str) -> 
                 text.encode("utf-8", "surrogateescape")
             except UnicodeEncodeError as error:
                 raise fault(path, place, f"{column} is not valid text: {brief(text)}") from error
+            if "\0" in text:  # no path can hold it
+                raise fault(path, place, f"{column} holds a null character: {brief(text)}")
             return text
     raise fault(path, place, f"no column called {names}; the columns are {brief(', '.join(row))}")
 
