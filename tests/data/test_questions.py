@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from vit.data.questions import Asked, QuestionListing, list_evaluation_questions, list_questions
 from vit.errors import DataError
@@ -157,3 +158,16 @@ def test_a_fault_is_named(data, text, words):
 
 def test_a_folder_without_a_table_is_refused(data):
     assert message(train, data).startswith(f"{data}: no questions; expected a .csv, .tsv or .jsonl")
+
+
+def test_an_answer_without_a_readable_image_is_refused(tmp_path):
+    for number in range(6):
+        Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    rows = [f"{number}.png,what,{'red' if number % 2 else 'blue'}" for number in range(6)]
+    table = put(tmp_path / "q.csv", "\n".join(["image,question,answer", *rows]))
+    train(table).require_readable(1000)
+    for number in (0, 2, 4):
+        (tmp_path / f"{number}.png").write_bytes(b"x")
+    reason = message(train(table).require_readable, 1000)
+    assert "no readable image of blue, for example" in reason
+    assert reason.endswith(".png: not a picture of a known format; remove the class or add images")

@@ -9,7 +9,7 @@ import csv
 import gc
 import glob
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -166,16 +166,21 @@ def _require_readable(listing: Listing, max_pixels: int) -> None:
     paths: dict[str, list[str]] = {name: [] for name in listing.classes}
     for sample in listing.splits["train"]:
         paths[listing.classes[sample.label]].append(sample.path)
+    require_readable_classes(listing.name, paths, max_pixels)
+    val = [sample.path for sample in listing.splits.get("val", [])]
+    if val and (reason := _unreadable(val, max_pixels)):
+        raise DataError(f"{display_path(listing.name)}: no readable image in val, for example {display_path(reason)}")
+
+
+def require_readable_classes(data: str, paths: Mapping[str, Sequence[str]], max_pixels: int) -> None:
+    """Raise DataError for classes whose images, `paths` by class, are all unreadable; `data` names them."""
     with ThreadPoolExecutor() as pool:
         reasons = pool.map(lambda name: _unreadable(paths[name], max_pixels), paths)
         gone = {name: reason for name, reason in zip(paths, reasons, strict=True) if reason}
     if gone:
         from vit.data.grouping import unreadable_classes  # builds on what this module imports
 
-        raise unreadable_classes(listing.name, [*gone], next(iter(gone.values())))
-    val = [sample.path for sample in listing.splits.get("val", [])]
-    if val and (reason := _unreadable(val, max_pixels)):
-        raise DataError(f"{display_path(listing.name)}: no readable image in val, for example {display_path(reason)}")
+        raise unreadable_classes(data, [*gone], next(iter(gone.values())))
 
 
 def _unreadable(paths: Sequence[str], max_pixels: int) -> str:

@@ -22,7 +22,7 @@ from vit.data.annotated import (
 )
 from vit.data.caption_formats import strict_text
 from vit.data.config import MAX_PIXELS, GroupDuplicates
-from vit.data.folders import choose_split
+from vit.data.folders import choose_split, require_readable_classes
 from vit.data.layouts import UNSPLIT
 from vit.data.tables import PATH_COLUMNS, columns_of, label_of, read_rows, text_of
 from vit.data.walk import LeftOut
@@ -62,6 +62,16 @@ class QuestionListing:
     """what was skipped"""
     unknown: dict[str, int] = field(default_factory=dict)
     """how often each answer occurs that `classes` lacks; such texts are in no split"""
+
+    def require_readable(self, max_pixels: int) -> None:
+        """Raise DataError for answers to train on whose images are all unreadable. As a rule, decodes one of each."""
+        train = self.splits["train"]
+        paths: dict[str, list[str]] = {asked.label: [] for asked in train}
+        for label, path in dict.fromkeys((asked.label, asked.path) for asked in train if asked.path):
+            paths[label].append(path)
+        alone = {asked.label for asked in train if asked.path is None}
+        pictured = {label: found for label, found in paths.items() if label not in alone}
+        require_readable_classes(self.root, pictured, max_pixels)
 
 
 def list_questions(

@@ -105,6 +105,7 @@ def read_words(data: str, config: Config) -> Words:
         )
     elif config.task == "fuse":
         questions = list_questions(data, **shares, **grouping, seed=seed)
+        questions.require_readable(config.data.max_pixels)
         asked = {split: _by_picture(entries) for split, entries in questions.splits.items()}
         alone = sum(entry.path is None for entries in questions.splits.values() for entry in entries)
         unknown = sum(questions.unknown.values())
