@@ -180,11 +180,14 @@ def test_run_folders_among_the_data_are_skipped_with_the_reason(tmp_path):
         fill(tmp_path / run / "evaluation", 1, "confusion{}.png")
         (tmp_path / run / "checkpoints").mkdir()
         (tmp_path / run / "config.yaml").write_text("data: {}\n")
+    fill(tmp_path / "report", 1, "mistakes{}.png")
+    for file in ("metrics.json", "predictions.csv"):
+        (tmp_path / "report" / file).write_text("")
     listing = train(tmp_path)
     assert listing.classes == ("cat", "dog")
     assert sum(counts(listing).values()) == 6
     assert {os.path.relpath(item.path, tmp_path): item.reason for item in listing.left_out} == dict.fromkeys(
-        ("run", "runs/first", "runs/second", "cat/old"), "a run folder of vit, not data"
+        ("run", "runs/first", "runs/second", "cat/old", "report"), "a run or report folder of vit, not data"
     )
     assert len(list(find_images([str(tmp_path)]))) == 6
     # a run beside the folders of splits is no second reading of them

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from vit.data.decode import IMAGE_SUFFIXES, file_of
 from vit.errors import DataError, display_path
 
-RUN_FOLDER = "a run folder of vit, not data"
+RUN_FOLDER = "a run or report folder of vit, not data"
 _IGNORED = {"__macosx", "thumbs.db", "desktop.ini", "@eadir"}  # what operating systems leave behind; hidden files too
 _RUN_FILES = {"classes.json", "split.csv", "data.json", "model.safetensors", "checkpoints"}
+_REPORT_FILES = ("predictions.csv", "predictions.jsonl", "captions.jsonl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +50,13 @@ def walk(
 
 
 def is_run(folder: str) -> bool:
-    """Return whether a folder is that of a run of `vit train`: its plots and files are not data."""
-    if not os.path.isfile(os.path.join(folder, "config.yaml")):
-        return False
-    return any(os.path.exists(os.path.join(folder, name)) for name in _RUN_FILES)
+    """Return whether a folder is that of a run of `vit train` or a report of `vit evaluate`: its plots are not data."""
+
+    def has(name: str) -> bool:
+        return os.path.exists(os.path.join(folder, name))
+
+    report = has("metrics.json") and any(map(has, _REPORT_FILES))
+    return report or (has("config.yaml") and any(map(has, _RUN_FILES)))
 
 
 def entries(folder: str) -> list[os.DirEntry[str]]:
