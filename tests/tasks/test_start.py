@@ -17,7 +17,7 @@ from vit.models.build import start_from
 from vit.models.file import read_model
 from vit.models.vision import VisionTransformer
 from vit.tasks.config import Config, OptimConfig, TrainConfig, TuneConfig
-from vit.tasks.run import make_task, make_trainer, set_up
+from vit.tasks.run import make_task, make_trainer, new_network, set_up
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +176,12 @@ def test_what_reads_its_pictures_every_epoch_may_keep_them(
     listing = list_training(colours, val_fraction=0.2, test_fraction=0.0, seed=0)
     setup = set_up(listing, tiny(model={"init": str(folder)}, tune={"method": method}))
     assert (setup.cache_reason != "each is read once") == read
+
+
+def test_a_network_that_cannot_fit_into_memory_is_refused_before_any_is_taken() -> None:
+    sizes = {"dim": 65_536, "depth": 1_000, "heads": 1_024, "hidden": 262_144}
+    architecture = tiny(model=sizes).model.resolve(classes=2, picture_size=16)
+    with pytest.raises(
+        ConfigError, match=r"^model: its weights take [\d,]+\.\d GB and [\d,]+\.\d GB of memory are free"
+    ):
+        new_network(lambda: VisionTransformer(architecture))
