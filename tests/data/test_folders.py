@@ -250,9 +250,9 @@ def test_a_list_that_names_the_split_of_some_pictures_alone_is_refused(tmp_path)
 
 def test_files_that_a_list_names_and_that_are_not_there_are_left_out(tmp_path):
     fill(tmp_path, 2)
-    (tmp_path / "list.csv").write_text("path,label\n0.jpg,a\n1.jpg,b\ngone.jpg,a\na\0.jpg,a\n")
+    (tmp_path / "list.csv").write_text("path,label\n0.jpg,a\n1.jpg,b\ngone.jpg,a\n")
     left_out = train(tmp_path / "list.csv").left_out
-    assert [os.path.basename(item.path) for item in left_out] == ["gone.jpg", "a\0.jpg"]
+    assert [os.path.basename(item.path) for item in left_out] == ["gone.jpg"]
     assert left_out[0].reason == "no such file or directory"
 
 
