@@ -7,7 +7,7 @@ import torch
 from tiny_runs import tiny, train
 
 from vit.errors import ModelFileError
-from vit.tasks.checkpoints import WholeCheckpoints
+from vit.tasks.checkpoints import WholeCheckpoints, _counts
 
 CHECKPOINT = {"vit": {"format": 1}, "state_dict": {"w": torch.arange(30.0)}, "epoch": 2}
 
@@ -50,3 +50,10 @@ def test_keeping_any_number_of_checkpoints_takes_steps_of_those_that_exist(tmp_p
     assert [torch.load(age, weights_only=True)["epoch"] for age in ages] == [3, 2, 1, 0]
     WholeCheckpoints().save_checkpoint({"epoch": 4}, path, {"keep": 2})
     assert sorted(tmp_path.iterdir()) == sorted(ages[:2])
+
+
+def test_progress_that_is_not_in_whole_numbers_is_damage() -> None:
+    good = {"fit_loop": {"epoch_progress": {"total": {"ready": 1, "completed": 0}}, "state_dict": {}}}
+    assert _counts(good)
+    for wrong in ("1", -1, 1.5, True, None):
+        assert not _counts({"fit_loop": {"epoch_progress": {"total": {"ready": wrong}}}})

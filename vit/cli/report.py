@@ -2,8 +2,10 @@
 
 import csv
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from vit.errors import display_path, shell_quote
@@ -58,22 +60,33 @@ def rate_told(config: Config, samples: int) -> str:
     return f"{told} ({optim.lr:g} x {samples}/{optim.lr_base_batch})" if optim.lr_base_batch else told
 
 
+def best_epoch(run: Path, monitor: str) -> dict[str, float] | None:
+    """Return the values of metrics.csv in the epoch with the best validation, and the "total" seconds of the run.
+
+    Somebody may have edited the file: rows without readable numbers are skipped. None where no row is left.
+    """
+    key, rows = f"val/{monitor}", list[dict[str, float]]()
+    with (run / "metrics.csv").open(encoding="utf-8", errors="replace", newline="") as file, suppress(csv.Error):
+        for texts in csv.DictReader(file):
+            row = {}
+            for name, text in texts.items():
+                with suppress(TypeError, ValueError):
+                    row[str(name)] = float(text)
+            if {"epoch", "seconds", key} <= row.keys() and all(map(math.isfinite, row.values())):
+                rows.append(row)
+    if not rows:
+        return None
+    best = (min if monitor == "loss" else max)(rows, key=lambda row: row[key])
+    return best | {"total": rows[-1]["seconds"]}
+
+
 def after_training(setup: Setup, task: Classify, run: Path) -> None:
     """The best epoch, and what to do next."""
-    with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row[f"val/{setup.config.train.monitor}"]]
     log.info("")
-    if rows:
-        key = f"val/{setup.config.train.monitor}"
-        better = min if setup.config.train.monitor == "loss" else max
-        best = better(rows, key=lambda row: float(row[key]))
-        log.info(
-            "best       epoch %s: val accuracy %.2f %%, val loss %.4f   (%.0f s in all)",
-            best["epoch"],
-            100 * float(best["val/accuracy"]),
-            float(best["val/loss"]),
-            float(rows[-1]["seconds"]),
-        )
+    if (best := best_epoch(run, setup.config.train.monitor)) is not None:
+        accuracy, loss = 100 * best.get("val/accuracy", math.nan), best.get("val/loss", math.nan)
+        message = "best       epoch %d: val accuracy %.2f %%, val loss %.4f   (%.0f s in all)"
+        log.info(message, best["epoch"], accuracy, loss, best["total"])
     tell_unreadable(
         task.unreadable, {split: [sample.path for sample in samples] for split, samples in setup.listing.splits.items()}
     )

@@ -1,7 +1,6 @@
 """`vit train DATA --task caption | fuse | language | translate`."""
 
 import contextlib
-import csv
 import logging
 from collections.abc import Sequence
 from itertools import chain
@@ -139,18 +138,13 @@ def _told(name: str, value: float) -> str:
 
 def _after(setup: "WordRun", run: Path) -> None:
     """The best epoch, and what to do next."""
-    from vit.cli.report import tell_unreadable
+    from vit.cli.report import best_epoch, tell_unreadable
 
-    key = f"val/{setup.config.train.monitor}"
-    with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get(key)]
     log.info("")
-    if rows:
-        better = min if setup.config.train.monitor == "loss" else max
-        best = better(rows, key=lambda row: float(row[key]))
-        told: dict[str, Any] = {name: value for name, value in best.items() if name.startswith("val/") and value}
-        numbers = ", ".join(_told(name.removeprefix("val/"), float(value)) for name, value in told.items())
-        log.info("best       epoch %s: %s   (%.0f s in all)", best["epoch"], numbers, float(rows[-1]["seconds"]))
+    if (best := best_epoch(run, setup.config.train.monitor)) is not None:
+        values = [(name.removeprefix("val/"), value) for name, value in best.items() if name.startswith("val/")]
+        numbers = ", ".join(_told(name, value) for name, value in values)
+        log.info("best       epoch %d: %s   (%.0f s in all)", best["epoch"], numbers, best["total"])
     tell_unreadable(setup.task.unreadable, setup.words.images)
     log.info("model      %s/model.safetensors", display_path(run))
     word = shell_quote(run)

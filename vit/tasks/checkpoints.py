@@ -62,11 +62,21 @@ def newest_whole(path: Path, state: Mapping[str, Tensor] | None = None) -> tuple
             require_finite(checkpoint["state_dict"], candidate)
             if state is not None and (reason := misfit(checkpoint["state_dict"], state)):
                 raise ModelFileError(f"{display_path(candidate)}: not a checkpoint of this run: {reason}")
+            if not _counts(checkpoint.get("loops")):
+                raise ModelFileError(f"{display_path(candidate)}: damaged, its progress is not in whole numbers")
         except ModelFileError as error:
             faults.append(error)
         else:
             return candidate, checkpoint, [str(fault) for fault in faults]
     raise faults[0]
+
+
+def _counts(loops: Any) -> bool:
+    """Whether all counters of Lightning's loops are whole numbers."""
+    if not isinstance(loops, dict):
+        return True
+    counters = [loops[name] for name in ("ready", "started", "processed", "completed") if name in loops]
+    return all(type(count) is int and count >= 0 for count in counters) and all(map(_counts, loops.values()))
 
 
 def require_finite(state: dict[str, Tensor], path: Path) -> None:
