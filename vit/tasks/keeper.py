@@ -194,10 +194,20 @@ class ResumedSettings(L.Callback):
         write_text(self.path, self.text)  # a run that has no epoch left does not start
 
 
+def _require_scalars(state: Mapping[str, Any], *names: str) -> None:
+    """Raise TypeError where an entry is not a number; Lightning would fail on it epochs later."""
+    for name in names:
+        value = state[name]
+        scalar = isinstance(value, torch.Tensor) and value.numel() == 1
+        if not (value is None or scalar or type(value) in (int, float)):
+            raise TypeError(f"{name} is not a number")
+
+
 class Best(ModelCheckpoint):
     """best.ckpt. What was best is known again after a resume, wherever the run folder has been moved to."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        _require_scalars(state_dict, "best_model_score", "current_score")
         path = str(Path(self.dirpath or "") / "best.ckpt")
         moved = dict(state_dict, dirpath=self.dirpath)
         moved["best_k_models"] = dict.fromkeys(state_dict["best_k_models"] and [path], state_dict["best_model_score"])
@@ -211,6 +221,7 @@ class Patience(EarlyStopping):
     """Stops early; a run that goes on may be given more patience than it had, and stops at once where it has none."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        _require_scalars(state_dict, "best_score", "wait_count")
         super().load_state_dict(dict(state_dict, patience=self.patience))
 
     def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
