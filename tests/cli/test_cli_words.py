@@ -642,3 +642,22 @@ def test_reports_of_text_models_go_to_a_folder_per_split(
     }
     assert [report["split"] for report in reports.values()] == ["val", "test"]
     assert all(Path(f"evaluation/scenes/{split}/captions.jsonl").is_file() for split in reports)
+
+
+def test_embed_leaves_out_rows_without_a_token(vit: Callable[..., Any], language: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    import torch
+
+    from vit.models.file import read_model, save_model
+
+    model = read_model(language)
+    name = "token_embed.weight"
+    padded = torch.cat([model.raw[name], torch.ones(1, model.raw[name].shape[1])])
+    architecture = model.architecture | {"vocabulary": len(padded)}
+    save_model(
+        replace(model, architecture=architecture, raw=model.raw | {name: padded}, ema=None), tmp_path / "m.safetensors"
+    )
+    outcome = vit("embed", tmp_path / "m.safetensors", "--nearest", "a", "--top", 100)
+    assert outcome.code == 0
+    assert len(outcome.out.splitlines()) == len(padded) - 2  # neither the letter itself nor the row without a token

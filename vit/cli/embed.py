@@ -39,11 +39,11 @@ def main(argv: list[str]) -> int:
     name = next(name for name in _EMBEDDINGS if name in state)
     embeddings = state[name]
     if options.nearest is not None:
-        found = nearest(embeddings, _token(tokenizer, options.nearest), top=options.top)
+        found = nearest(embeddings, _token(tokenizer, options.nearest), top=len(embeddings))
     else:
         a, b, c = (_token(tokenizer, word) for word in options.analogy)
-        found = analogy(embeddings, a, b, c, top=options.top)
-    for token, cosine in found:
+        found = analogy(embeddings, a, b, c, top=len(embeddings))
+    for token, cosine in [pair for pair in found if tokenizer.has(pair[0])][: options.top]:
         print(dump_json({"word": tokenizer.token(token), "cosine": round(cosine, 6)}, ensure_ascii=False))
     return 0
 

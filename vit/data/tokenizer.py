@@ -185,12 +185,16 @@ class Tokenizer:
         named = {name for names in _NAMES.values() for name in names}
         return [] if end is None or self._library.id_to_token(end) in named else [end]
 
+    def has(self, number: int) -> bool:
+        """Whether a token has this id; a vocabulary may skip ids, and an embedding may be padded beyond it."""
+        return 0 <= number < len(self) and self._library.id_to_token(number) is not None
+
     def token(self, number: int) -> str:
         """One id in readable form: a piece of text, or the name of a special token. Raises `ValueError` for no id.
 
         Bytes that are no whole character are written as `\\xe2`, a piece that goes on with a word as `##ing`.
         """
-        token = self._library.id_to_token(number) if 0 <= number < len(self) else None
+        token = self._library.id_to_token(number) if self.has(number) else None
         if token is None:
             raise ValueError(f"token {number}: the vocabulary has {len(self)}")
         if not self._bytes or number in (self.pad, self.start, *self.ends):
