@@ -151,3 +151,9 @@ def test_a_name_that_is_none_is_refused_with_the_names_there_are(name: str) -> N
 def test_a_wrong_configuration_is_refused_before_any_data_is_read(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         ModelConfig(**config)
+
+
+def test_the_patches_of_first_weights_decide_about_the_image_size() -> None:
+    assert ModelConfig(image_size=98, init="timm:vit_small_patch14_dinov2.lvd142m").image_size == 98
+    with pytest.raises(ConfigError, match="must be a multiple of the patch size"):
+        ModelConfig(image_size=98, name="S/16")

@@ -292,7 +292,8 @@ class ModelConfig:
             patch_dropout=self.patch_dropout,
             **shape._asdict(),
         )
-        architecture.require_whole_patches()
+        if self.init is None:  # else the patches are those of the first weights, not of the name
+            architecture.require_whole_patches()
         return architecture
 
 
